@@ -1,0 +1,1 @@
+"""PPO-Penalty from scratch, in worlds small enough to enumerate."""

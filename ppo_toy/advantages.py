@@ -1,0 +1,123 @@
+"""How much better a token was than expected: returns, baselines, GAE, whitening.
+
+Shapes: B trajectories, T tokens; `mask` [B, T] is True where a token counts. Any leading axis of
+runs goes before B. Everything returned is 0 where the mask is False.
+"""
+
+import torch
+from torch import Tensor
+
+
+def reward_to_go(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tensor) -> Tensor:
+    """Returns what each token is answerable for: the reward, less the KL of later steps.
+
+        G_t = R - beta * sum_{t' > t} KL_t'
+
+    KL_t itself is a function of the state in which token t is chosen, so no choice of the token
+    changes it; the surrogate takes its derivative separately.
+
+    Args:
+        rewards: R of each trajectory, [B], in reward.
+        kl: KL(policy || reference) at each step, 0 where masked, [B, T], in nats.
+        beta: coefficient of the KL, reward per nat; one for each run if there are runs.
+        mask: [B, T].
+
+    Returns:
+        [B, T], in reward.
+
+    Source: Yao et al. (2026), arXiv 2601.10201, whose future-KL return this is, with the exact
+    KL of a step in place of the sampled log-ratio.
+    """
+    kl = kl.masked_fill(~mask, 0)
+    from_here_on = kl.flip(-1).cumsum(dim=-1).flip(-1)
+    later = torch.cat([from_here_on[..., 1:], torch.zeros_like(kl[..., :1])], dim=-1)
+    beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)[..., None, None]
+    return (rewards.unsqueeze(-1) - beta * later).masked_fill(~mask, 0)
+
+
+def leave_one_out(returns: Tensor, mask: Tensor) -> Tensor:
+    """Returns each return less the mean return of the other trajectories at the same step.
+
+    The mean does not depend on the trajectory's own tokens, so it is a baseline: the expected
+    gradient stays, its variance falls. Where no other trajectory reaches the step, the baseline
+    is 0.
+
+    Args:
+        returns: [B, T], in reward.
+        mask: [B, T].
+
+    Returns:
+        [B, T], in reward.
+
+    Source: Kool, van Hoof and Welling (2019), Buy 4 REINFORCE Samples, Get a Baseline for Free!
+    """
+    returns = returns.masked_fill(~mask, 0)
+    others = mask.sum(dim=-2, keepdim=True) - 1
+    mean_of_others = (returns.sum(dim=-2, keepdim=True) - returns) / others.clamp(min=1)
+    return (returns - mean_of_others).masked_fill(~mask, 0)
+
+
+def gae(token_rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
+    """Returns generalized advantage estimates.
+
+        delta_t = r_t + gamma * V_{t+1} - V_t
+        A_t     = sum_{k >= 0} (gamma * lam)^k * delta_{t+k}
+
+    The value after the last token that counts is 0: the response is over.
+
+    Args:
+        token_rewards: r_t, [B, T], in reward.
+        values: V of the state before each token, [B, T], in reward.
+        mask: [B, T]; True from the first token to the last, without gaps.
+        gamma: discount, 0 to 1. The penalised objective has gamma = 1.
+        lam: 0 for the one-step error, 1 for the whole return less the value.
+
+    Returns:
+        [B, T], in reward.
+
+    Raises:
+        ValueError: `gamma` or `lam` is outside [0, 1].
+
+    Source: Schulman et al. (2015), High-Dimensional Continuous Control Using Generalized
+    Advantage Estimation, eq. 16.
+    """
+    for name, number in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} is {number}; it must be in [0, 1]")
+    values = values.masked_fill(~mask, 0)
+    next_values = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], dim=-1)
+    deltas = (token_rewards + gamma * next_values - values).masked_fill(~mask, 0)
+    advantage = torch.zeros_like(deltas[..., 0])
+    advantages = []
+    for delta in reversed(deltas.unbind(dim=-1)):
+        advantage = delta + gamma * lam * advantage
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1], dim=-1).masked_fill(~mask, 0)
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """Returns x shifted and scaled to mean 0 and variance 1 over the entries that count.
+
+    Where the penalty stands outside x, as in `policy_gradient_surrogate`, dividing x by its spread
+    multiplies the effective beta by that spread. Entries that are all equal come out as 0.
+
+    Args:
+        x: [B, T].
+        mask: [B, T].
+
+    Returns:
+        [B, T], without unit.
+
+    Raises:
+        ValueError: the mask leaves nothing in.
+
+    Source: Huang et al. (2024), The N Implementation Details of RLHF with PPO, general detail 9:
+    the variance is that of the batch itself (divided by the count), plus 1e-8.
+    """
+    if not mask.any():
+        raise ValueError("the mask is False everywhere; there is nothing to whiten")
+    count = mask.sum(dim=(-2, -1), keepdim=True)
+    centred = x - x.masked_fill(~mask, 0).sum(dim=(-2, -1), keepdim=True) / count
+    centred = centred.masked_fill(~mask, 0)
+    variance = centred.square().sum(dim=(-2, -1), keepdim=True) / count
+    return centred * torch.rsqrt(variance + 1e-8)

@@ -1,0 +1,48 @@
+"""The list of every response of a world, and how long it may be."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Each listed response costs T * V logits: a million of T = 4, V = 17 take half a gigabyte.
+MAX_RESPONSES = 2**20
+
+
+def list_responses(world: Any) -> tuple[Tensor, Tensor]:
+    """Returns every response to one prompt, [N, T], and the mask of its tokens, [N, T].
+
+    Raises:
+        ValueError: over all prompts there are more than `MAX_RESPONSES`.
+    """
+    n_tokens, length, end = len(world.vocabulary), world.response_length, world.end_token
+    count = len(world.prompts) * _n_responses(n_tokens, length, end is not None)
+    if count > MAX_RESPONSES:
+        size = f"{count:,}" if count < 10**15 else f"about 10^{math.log10(count):.0f}"
+        raise ValueError(
+            f"this world has {size} responses ({len(world.prompts)} prompts, {n_tokens} tokens, "
+            f"length {length}); at most {MAX_RESPONSES:,} are listed, because each costs memory "
+            "and time. Sample instead, or shorten the responses."
+        )
+    responses = torch.zeros(1, 0, dtype=torch.long)
+    mask = torch.zeros(1, 0, dtype=torch.bool)
+    going = torch.ones(1, dtype=torch.bool)
+    for _ in range(length):
+        # A finished response has one continuation, padding; any other has one for each token.
+        repeats = torch.where(going, n_tokens, 1)
+        parent = torch.arange(len(going)).repeat_interleave(repeats)
+        first_child = repeats.cumsum(dim=0) - repeats
+        token = torch.arange(len(parent)) - first_child[parent]
+        if end is not None:
+            token = token.where(going[parent], end)
+        responses = torch.cat([responses[parent], token.unsqueeze(1)], dim=1)
+        mask = torch.cat([mask[parent], going[parent].unsqueeze(1)], dim=1)
+        going = going[parent] if end is None else going[parent] & (token != end)
+    return responses, mask
+
+
+def _n_responses(n_tokens: int, length: int, can_end: bool) -> int:
+    if not can_end:
+        return n_tokens**length
+    return sum((n_tokens - 1) ** t for t in range(length)) + (n_tokens - 1) ** length

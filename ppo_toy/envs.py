@@ -1,0 +1,143 @@
+"""The worlds as Gymnasium environments; importing this module registers them.
+
+import gymnasium as gym
+import ppo_toy.envs
+env = gym.make("ppo_toy/TokenSequence-v0")
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from ppo_toy.trajectories import draw
+from ppo_toy.worlds import TokenBandit, TokenSequence, prompt_weights
+
+
+class TokenEnv(gym.Env):
+    """A world in which each step writes one token of the response.
+
+    ## Description
+    The environment shows a prompt; the agent answers token by token. When the response is
+    complete, the world scores it as a whole. The KL penalty is no part of the environment: it
+    compares two policies, and an environment knows none.
+
+    ## Action space
+    `Discrete(V)`: the next token.
+
+    ## Observation space
+    `Dict` of two `MultiDiscrete` arrays: `prompt` [P], its tokens, and `response` [T], the tokens
+    written so far, with V in each place that is still empty.
+
+    ## Reward
+    R of the response, given with its last token; 0 before.
+
+    ## Starting state
+    A prompt drawn with the world's weights (uniform unless it has `prompt_weights`) and an empty
+    response. `reset(options={"prompt": i})` takes prompt i instead.
+
+    ## Episode end
+    Terminated by the end token, where the world has one, or by the T-th token. Never truncated.
+
+    ## Information
+    `text`: the response so far, as one string. `prompt_index`: which prompt it answers.
+
+    ## Arguments
+    `world`: any world with `prompts`, `vocabulary`, `response_length`, `end_token` and `reward`.
+
+    ## References
+    Towers et al. (2024), Gymnasium: A Standard Interface for Reinforcement Learning Environments.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, world: Any) -> None:
+        """Makes the spaces; see the class."""
+        self.world = world
+        n_tokens = len(world.vocabulary)
+        self.action_space = spaces.Discrete(n_tokens)
+        self.observation_space = spaces.Dict(
+            prompt=spaces.MultiDiscrete((world.prompts.max(dim=0).values + 1).numpy()),
+            response=spaces.MultiDiscrete([n_tokens + 1] * world.response_length),
+        )
+        self._tokens: list[int] | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Starts a response to a drawn prompt, or to `options["prompt"]`.
+
+        Raises:
+            ValueError: there is no prompt of that index.
+        """
+        super().reset(seed=seed)
+        n = len(self.world.prompts)
+        uniform = torch.tensor(self.np_random.random(), dtype=torch.float64)
+        index = draw(prompt_weights(self.world).log(), uniform).item()
+        index = (options or {}).get("prompt", index)
+        if not 0 <= index < n:
+            raise ValueError(f"prompt {index} was asked for; this world has {n} prompts")
+        self._index, self._tokens = index, []
+        return self._observation(), self._info()
+
+    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Writes one token.
+
+        Raises:
+            ValueError: the action is not a token.
+            RuntimeError: there is no response to write to; call `reset` first.
+        """
+        if self._tokens is None:
+            raise RuntimeError("no response is being written; call reset first")
+        if not self.action_space.contains(action):
+            raise ValueError(f"action {action!r} is not a token; {self.action_space} is due")
+        self._tokens.append(int(action))
+        over = int(action) == self.world.end_token or self._missing == 0
+        observation, reward, info = self._observation(), 0.0, self._info()
+        if over:
+            reward = self._reward()
+            self._tokens = None
+        return observation, reward, over, False, info
+
+    @property
+    def _missing(self) -> int:
+        return self.world.response_length - len(self._tokens)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        empty = [len(self.world.vocabulary)] * self._missing
+        return {
+            "prompt": self.world.prompts[self._index].numpy().copy(),
+            "response": np.array(self._tokens + empty, dtype=np.int64),
+        }
+
+    def _info(self) -> dict[str, Any]:
+        text = " ".join(self.world.vocabulary[token] for token in self._tokens)
+        return {"text": text, "prompt_index": self._index}
+
+    def _reward(self) -> float:
+        padding = [self.world.end_token] * self._missing
+        response = torch.tensor([self._tokens + padding])
+        prompt = self.world.prompts[self._index].unsqueeze(0)
+        return float(self.world.reward(prompt, response).item())
+
+
+class TokenBanditEnv(TokenEnv):
+    """`TokenEnv` with the world `TokenBandit.one_word_reply()` unless another is given."""
+
+    def __init__(self, world: Any = None) -> None:
+        """Makes the spaces; see `TokenEnv`."""
+        super().__init__(TokenBandit.one_word_reply() if world is None else world)
+
+
+class TokenSequenceEnv(TokenEnv):
+    """`TokenEnv` with the world `TokenSequence.brackets()` unless another is given."""
+
+    def __init__(self, world: Any = None) -> None:
+        """Makes the spaces; see `TokenEnv`."""
+        super().__init__(TokenSequence.brackets() if world is None else world)
+
+
+gym.register(id="ppo_toy/TokenBandit-v0", entry_point="ppo_toy.envs:TokenBanditEnv")
+gym.register(id="ppo_toy/TokenSequence-v0", entry_point="ppo_toy.envs:TokenSequenceEnv")

@@ -1,0 +1,83 @@
+"""The brake: exact Kullback-Leibler divergences, and the estimates made from one sample.
+
+All logarithms are natural, so every divergence is in nats.
+"""
+
+import torch
+from torch import Tensor
+
+
+def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Exact KL(p || q) of categorical distributions, one for each leading index.
+
+        KL(p || q) = sum_v p(v) * (log p(v) - log q(v))
+
+    A token with p(v) = 0 adds nothing to the value or to the gradient. The result is inf where
+    q(v) = 0 < p(v). Both arguments are differentiated.
+
+    Args:
+        logits_p: unnormalised log-probabilities of p, [..., V].
+        logits_q: unnormalised log-probabilities of q, [..., V].
+
+    Returns:
+        The divergences, >= 0 up to rounding, in nats, [...].
+
+    Raises:
+        ValueError: the two shapes differ; broadcasting would hide a missing axis.
+
+    Source: Cover and Thomas (2006), Elements of Information Theory, section 2.3.
+    """
+    if logits_p.shape != logits_q.shape:
+        raise ValueError(
+            f"logits_p has shape {tuple(logits_p.shape)}, logits_q {tuple(logits_q.shape)}"
+        )
+    return kl_of_log_probs(logits_p.log_softmax(dim=-1), logits_q.log_softmax(dim=-1))
+
+
+def kl_of_log_probs(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """`kl_divergence` of distributions that are normalised already, which saves doing it again.
+
+    Args:
+        log_p: log-probabilities of p, [..., V], in nats.
+        log_q: log-probabilities of q, [..., V], in nats; broadcast against those of p.
+    """
+    p = log_p.exp()
+    # Replacing the log-ratio, not the product, keeps 0 * inf out of the gradient.
+    log_ratio = torch.where(p > 0, log_p - log_q, 0.0)
+    return (p * log_ratio).sum(dim=-1)
+
+
+def kl_estimate(log_p: Tensor, log_q: Tensor, kind: str) -> Tensor:
+    """Estimates KL(p || q) from one token drawn from p, element by element.
+
+        k1 = log p - log q              unbiased; negative whenever q(v) > p(v)
+        k2 = (log p - log q)^2 / 2      biased; never negative
+        k3 = q/p - 1 - log(q/p)         unbiased where q has no mass outside p; never negative
+
+    These are statements about values. The gradient of an estimate is not an estimate of the
+    gradient: differentiated, k1 gives 0 on average, and k3 the gradient of KL(q || p). Both
+    arguments are differentiated; detach what should not be.
+
+    Args:
+        log_p: log-probabilities of the drawn tokens under p, which drew them, in nats, [...].
+        log_q: log-probabilities of the same tokens under q, in nats, [...].
+        kind: "k1", "k2" or "k3".
+
+    Returns:
+        One estimate per token, in nats, [...].
+
+    Raises:
+        ValueError: the shapes differ, or `kind` is none of the three.
+
+    Source: Schulman (2020), Approximating KL Divergence.
+    """
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"log_p has shape {tuple(log_p.shape)}, log_q {tuple(log_q.shape)}")
+    log_ratio = log_p - log_q
+    if kind == "k1":
+        return log_ratio
+    if kind == "k2":
+        return log_ratio.square() / 2
+    if kind == "k3":
+        return torch.expm1(-log_ratio) + log_ratio
+    raise ValueError(f"kind is {kind!r}; it is one of 'k1', 'k2', 'k3'")

@@ -1,0 +1,159 @@
+"""What is maximised: the penalised objective, and surrogates that have the right gradient.
+
+A surrogate is a number whose gradient is wanted and whose value is not. Each docstring says what
+is differentiated; everything else is taken as a constant and needs no `detach` by the caller.
+
+Shapes: B trajectories, T tokens; any leading axis of runs goes before B, and `beta` is then a
+float or one number for each run, [G].
+"""
+
+import torch
+from torch import Tensor
+
+
+def penalized_objective(
+    rewards: Tensor, kl: Tensor, beta: float | Tensor, weights: Tensor
+) -> Tensor:
+    """Returns J, the expected reward less beta times the expected sum of per-step KLs.
+
+        J = sum_i weights_i * (R_i - beta * sum_t KL_it)
+
+    Differentiated in all its tensors. With enumerated weights, which are probabilities, its
+    gradient is the gradient of J. With sampled weights, which are constants, it is
+    -beta * E[sum_t grad KL_t] whatever the reward: use `policy_gradient_surrogate` there.
+
+    Args:
+        rewards: R of each trajectory, [B], in reward.
+        kl: KL(policy || reference) at each step, 0 where masked, [B, T], in nats.
+        beta: coefficient of the KL, reward per nat.
+        weights: of the trajectories, summing to 1, [B].
+
+    Returns:
+        J in reward, a scalar; [G] with runs.
+
+    Source: Ziegler et al. (2019), section 2, with the exact KL of each step in place of the
+    log-ratio of the tokens drawn.
+    """
+    penalty = _per_run(beta, kl) * kl.sum(dim=-1)
+    return (weights * (rewards - penalty)).sum(dim=-1)
+
+
+def policy_gradient_surrogate(
+    log_probs: Tensor, kl: Tensor, advantages: Tensor, beta: float | Tensor, weights: Tensor
+) -> Tensor:
+    """Returns a number whose gradient is, on average over samples, the gradient of J.
+
+        sum_i weights_i * sum_t (log pi(a_it | s_it) * A_it - beta * KL_it)
+
+    The first term moves probability to tokens that earn more, the second lowers the KL of the
+    states where they are chosen. A_t must hold the KL of later steps, as `reward_to_go` does:
+    a token is answerable for where it leads. Any baseline may be taken from it.
+
+    `log_probs` and `kl` are differentiated; `advantages`, `beta` and `weights` are constants.
+
+    Args:
+        log_probs: of the response tokens, 0 where masked, [B, T], in nats.
+        kl: KL(policy || reference) at each step, 0 where masked, [B, T], in nats.
+        advantages: [B, T], in reward.
+        beta: coefficient of the KL, reward per nat.
+        weights: of the trajectories, [B].
+
+    Returns:
+        A scalar; [G] with runs.
+
+    Source: Sutton and Barto (2018), section 13.3, for the first term; the second is the
+    derivative of the KL itself, which depends on the policy too.
+    """
+    gain = (log_probs * advantages.detach()).sum(dim=-1)
+    penalty = _per_run(beta, kl) * kl.sum(dim=-1)
+    return (weights.detach() * (gain - penalty)).sum(dim=-1)
+
+
+def clipped_surrogate(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip: float
+) -> Tensor:
+    """Returns PPO's clipped surrogate of each token.
+
+        ratio = pi(a | s) / pi_old(a | s)
+        min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A)
+
+    The caller forms the expectation, over the tokens that count. `log_probs` is differentiated;
+    `old_log_probs` and `advantages` are constants.
+
+    Args:
+        log_probs: of the tokens under the policy, [B, T], in nats.
+        old_log_probs: under the policy that drew them, [B, T], in nats.
+        advantages: [B, T], in reward.
+        clip: epsilon, > 0; `math.inf` leaves the ratio free.
+
+    Returns:
+        [B, T], in reward, to be maximised.
+
+    Raises:
+        ValueError: `clip` is not positive.
+
+    Source: Schulman et al. (2017), eq. 7; eq. 6 with `clip=math.inf`.
+    """
+    if not clip > 0:
+        raise ValueError(f"clip is {clip}; it must be positive")
+    ratio = (log_probs - old_log_probs.detach()).exp()
+    advantages = advantages.detach()
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def kl_penalty_surrogate(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    kl_old: Tensor,
+    beta: float | Tensor,
+) -> Tensor:
+    """Returns PPO's KL-penalised surrogate of each token.
+
+        ratio * A - beta * KL(pi_old || pi)
+
+    This KL is to the policy that drew the tokens, not to the reference: it limits the step and
+    leaves the optimum where it was. `log_probs` and `kl_old` are differentiated;
+    `old_log_probs`, `advantages` and `beta` are constants.
+
+    Args:
+        log_probs: of the tokens under the policy, [B, T], in nats.
+        old_log_probs: under the policy that drew them, [B, T], in nats.
+        advantages: [B, T], in reward.
+        kl_old: KL(pi_old || pi) at each step, [B, T], in nats.
+        beta: beta_old, its coefficient, reward per nat.
+
+    Returns:
+        [B, T], in reward, to be maximised.
+
+    Source: Schulman et al. (2017), eq. 8.
+    """
+    ratio = (log_probs - old_log_probs.detach()).exp()
+    return ratio * advantages.detach() - _per_run(beta, kl_old).unsqueeze(-1) * kl_old
+
+
+def value_loss(values: Tensor, returns: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """Returns the weighted squared error of a value function, to be minimised.
+
+        sum_i weights_i * sum_t (V_it - G_it)^2 / 2
+
+    `values` is differentiated; the others are constants.
+
+    Args:
+        values: predicted returns, [B, T], in reward.
+        returns: what was observed, [B, T], in reward.
+        mask: [B, T], True where a step counts.
+        weights: of the trajectories, [B].
+
+    Returns:
+        A scalar in reward squared; [G] with runs.
+
+    Source: Schulman et al. (2017), eq. 9, the term L^VF.
+    """
+    error = (values - returns.detach()).masked_fill(~mask, 0)
+    return (weights.detach() * error.square().sum(dim=-1) / 2).sum(dim=-1)
+
+
+def _per_run(beta: float | Tensor, like: Tensor) -> Tensor:
+    """A coefficient with an axis for B, so that one number for each run meets [G, B]."""
+    return torch.as_tensor(beta, dtype=like.dtype, device=like.device).detach().unsqueeze(-1)

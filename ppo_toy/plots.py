@@ -1,0 +1,205 @@
+"""Arrays in, matplotlib `Axes` out; one colour for each quantity in the whole course.
+
+Every function draws on the axes it is given, labels them with quantity and unit, and returns
+them. Colours are Okabe and Ito's, which stay apart for colour-blind readers and in print.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+COLOURS = {
+    "reward": "#009E73",  # the accelerator
+    "kl": "#D55E00",  # the brake
+    "objective": "#0072B2",
+    "beta": "#CC79A7",
+    "reference": "#7F7F7F",
+    "exact": "#000000",
+}
+LABELS = {
+    "reward": "R (reward)",
+    "kl": "KL (nats per response)",
+    "objective": "J (reward)",
+    "beta": "β (reward per nat)",
+}
+
+
+def curve(
+    values: Any, *, ax: Axes, quantity: str, exact: float | None = None, label: str | None = None
+) -> Axes:
+    """Draws a quantity over training steps: a line for one run, median and range for several.
+
+    Args:
+        values: [steps] or [steps, runs].
+        ax: where to draw.
+        quantity: "reward", "kl", "objective" or "beta"; chooses colour and label.
+        exact: the true value at the optimum, drawn dashed.
+        label: for a legend.
+    """
+    values = np.asarray(values)
+    steps = np.arange(len(values))
+    colour = COLOURS[quantity]
+    if values.ndim == 2:
+        ax.fill_between(
+            steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, lw=0
+        )
+        values = np.median(values, axis=1)
+    ax.plot(steps, values, color=colour, label=label)
+    if exact is not None:
+        ax.axhline(exact, color=COLOURS["exact"], ls="--", lw=1, label="exact optimum")
+    ax.set(xlabel="step", ylabel=LABELS[quantity])
+    return ax
+
+
+def training_curves(history: Any, *, axes: Sequence[Axes], optimum: Any = None) -> Sequence[Axes]:
+    """Draws J, R and KL of a training history on three axes, each with its exact optimum.
+
+    Args:
+        history: has `objective`, `reward` and `kl`, each [steps] or [steps, runs].
+        axes: three axes.
+        optimum: has the same three as numbers; None draws no dashed line.
+    """
+    for ax, quantity in zip(axes, ("objective", "reward", "kl"), strict=True):
+        exact = None if optimum is None else getattr(optimum, quantity)
+        curve(getattr(history, quantity), ax=ax, quantity=quantity, exact=exact)
+    return axes
+
+
+def frontier(kl: Any, reward: Any, *, ax: Axes) -> Axes:
+    """Draws the exact reward-KL frontier, dashed: no policy lies above it.
+
+    Args:
+        kl: [K], in nats per response.
+        reward: [K].
+        ax: where to draw.
+    """
+    order = np.argsort(np.asarray(kl))
+    ax.plot(
+        np.asarray(kl)[order],
+        np.asarray(reward)[order],
+        color=COLOURS["exact"],
+        ls="--",
+        lw=1.2,
+        label="exact frontier",
+    )
+    ax.set(xlabel=LABELS["kl"], ylabel=LABELS["reward"])
+    ax.margins(x=0.15)
+    return ax
+
+
+def points(kl: Any, reward: Any, *, ax: Axes, name: str, quantity: str = "objective") -> Axes:
+    """Draws policies in the plane of KL and reward, and names their group beside its middle.
+
+    Args:
+        kl: [n], in nats per response.
+        reward: [n].
+        ax: where to draw.
+        name: of the group.
+        quantity: chooses the colour; "exact" for the best policies themselves.
+    """
+    kl, reward = np.atleast_1d(np.asarray(kl)), np.atleast_1d(np.asarray(reward))
+    ax.plot(kl, reward, "o", color=COLOURS[quantity], ms=5, alpha=0.7)
+    middle = (np.median(kl), np.median(reward))
+    ax.annotate(name, middle, (8, -4), textcoords="offset points", va="top")
+    return ax
+
+
+def name_level(name: str, level: float, *, ax: Axes) -> Axes:
+    """Writes a name to the right of the axes, at the height of a level.
+
+    Args:
+        name: what to write.
+        level: in the unit of the y axis.
+        ax: where to write.
+    """
+    ax.annotate(
+        name,
+        (1, level),
+        (4, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+    )
+    return ax
+
+
+def distributions(
+    probabilities: Mapping[str, Any], tokens: Sequence[str], *, ax: Axes, colours: Mapping[str, str]
+) -> Axes:
+    """Draws distributions over the same tokens as grouped bars.
+
+    Args:
+        probabilities: [V] for each name; the names go into the legend.
+        tokens: V strings.
+        ax: where to draw.
+        colours: one for each name.
+    """
+    width = 0.8 / len(probabilities)
+    for k, (name, p) in enumerate(probabilities.items()):
+        x = np.arange(len(tokens)) + (k - (len(probabilities) - 1) / 2) * width
+        ax.bar(x, np.asarray(p), width, color=colours[name], label=name)
+    ax.set(xticks=np.arange(len(tokens)), ylabel="probability", ylim=(0, None))
+    ax.set_xticklabels(tokens)
+    ax.legend(frameon=False)
+    return ax
+
+
+def histogram(values: Any, *, ax: Axes, exact: float, title: str, quantity: str = "kl") -> Axes:
+    """Draws a histogram of estimates with their true value dashed.
+
+    Args:
+        values: the estimates, [n].
+        ax: where to draw.
+        exact: the true value.
+        title: over the axes.
+        quantity: chooses colour and label, as in `curve`.
+    """
+    ax.hist(np.asarray(values), bins=40, color=COLOURS[quantity], alpha=0.7)
+    ax.axvline(exact, color=COLOURS["exact"], ls="--", lw=1.2)
+    ax.set(title=title, xlabel=LABELS[quantity], yticks=[])
+    return ax
+
+
+def simplex(
+    values: Any, *, ax: Axes, corners: Sequence[str], levels: int = 12, label: str = "J (reward)"
+) -> Axes:
+    """Draws a function of three probabilities as contours over their triangle.
+
+    Args:
+        values: callable from probabilities [n, 3] to numbers [n].
+        ax: where to draw.
+        corners: names of the three tokens.
+        levels: how many contour levels.
+        label: of the colour bar.
+    """
+    n = 60
+    grid = np.array([(i, j, n - i - j) for i in range(n + 1) for j in range(n + 1 - i)]) / n
+    # Just inside the edges, where logarithms are finite.
+    grid = (grid + 1e-6) / (1 + 3e-6)
+    x, y = triangle_xy(grid)
+    drawn = ax.tricontourf(x, y, np.asarray(values(grid)), levels=levels, cmap="Blues")
+    plt.colorbar(drawn, ax=ax, label=label, shrink=0.8)
+    for name, (cx, cy), below in zip(corners, _CORNERS, (True, True, False), strict=True):
+        ax.annotate(
+            name,
+            (cx, cy),
+            (0, -6 if below else 6),
+            textcoords="offset points",
+            ha="center",
+            va="top" if below else "bottom",
+        )
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return ax
+
+
+_CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
+
+
+def triangle_xy(probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where distributions over three tokens, [..., 3], lie in the drawn triangle."""
+    xy = np.asarray(probabilities) @ _CORNERS
+    return xy[..., 0], xy[..., 1]

@@ -1,0 +1,130 @@
+"""Policies that keep one row of logits for each prefix.
+
+A policy is any callable `policy(prompts [B, P], responses [B, t]) -> logits [B, t + 1, V]`:
+position i holds the logits of response token i, given the prompt and the i tokens before it.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Policy = Callable[[Tensor, Tensor], Tensor]
+
+
+class TabularPolicy(nn.Module):
+    """A row of logits for every prompt and every prefix of fewer than T tokens.
+
+    The prefixes of one prompt are numbered as nodes of a tree: the empty one is 0, and node k
+    followed by token v is V * k + v + 1. Every distribution over responses can be written so, the
+    best policy included.
+
+    With a leading axis of runs, G tables stand side by side in one tensor, and one call advances
+    all of them: everything that comes out has the axis too. Runs share nothing.
+
+    Args:
+        world: gives prompts [n, P], the vocabulary and the response length.
+        logits: one row for each prompt and prefix, [S, V] or [G, S, V], in nats; zeros by default.
+
+    Raises:
+        ValueError: `logits` has another shape.
+    """
+
+    def __init__(self, world: Any, logits: Tensor | None = None) -> None:
+        """Builds the table; see the class."""
+        super().__init__()
+        self.n_tokens = len(world.vocabulary)
+        self.response_length = world.response_length
+        self.n_nodes = sum(self.n_tokens**length for length in range(self.response_length))
+        table = (self.n_nodes * len(world.prompts), self.n_tokens)
+        if logits is None:
+            logits = torch.zeros(table, dtype=torch.float64)
+        if logits.dim() not in (2, 3) or logits.shape[-2:] != table:
+            raise ValueError(
+                f"logits has shape {tuple(logits.shape)}; this world needs {table}, "
+                "with or without a leading axis of runs"
+            )
+        self.logits = nn.Parameter(logits.detach().clone())
+        self.register_buffer("known_prompts", world.prompts.clone())
+
+    @classmethod
+    def random(
+        cls, world: Any, *, generator: torch.Generator, scale: float = 1.0
+    ) -> "TabularPolicy":
+        """Returns a policy with logits drawn from a normal distribution.
+
+        Args:
+            world: as for the class.
+            generator: a CPU generator.
+            scale: standard deviation of the logits, in nats.
+        """
+        size = cls(world).logits.shape
+        return cls(world, scale * torch.randn(size, generator=generator, dtype=torch.float64))
+
+    def repeat(self, runs: int) -> "TabularPolicy":
+        """Returns a policy of `runs` equal tables, each of which learns for itself.
+
+        Raises:
+            ValueError: `runs` is below 1, or this policy has an axis of runs already.
+        """
+        if runs < 1 or self.runs:
+            raise ValueError(f"runs is {runs}, and the policy has the runs {self.runs} already")
+        twin = copy.deepcopy(self)
+        twin.logits = nn.Parameter(self.logits.detach().expand(runs, -1, -1).clone())
+        return twin
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The leading axis of runs: (G,), or () without one."""
+        return tuple(self.logits.shape[:-2])
+
+    def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """Returns the logits of each position.
+
+        Args:
+            prompts: [B, P]; [G, B, P] where each run has its own.
+            responses: the tokens so far, [B, t] or [G, B, t], with t from 0 to T.
+
+        Returns:
+            Logits in nats, [B, t + 1, V] or [G, B, t + 1, V]. After a full response there is
+            nothing to choose, and the last position repeats some row of the table.
+
+        Raises:
+            ValueError: a prompt is not one of the world's, or a response is too long.
+        """
+        rows = self.rows(prompts, responses)
+        if self.runs:
+            first_rows = torch.arange(*self.runs, device=rows.device) * self.logits.shape[-2]
+            rows = rows + first_rows.view(-1, 1, 1)
+        return F.embedding(rows, self.logits.flatten(end_dim=-2))
+
+    def rows(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """Returns the row of the table that each position reads, [B, t + 1]; see `forward`."""
+        if responses.shape[-1] > self.response_length:
+            raise ValueError(
+                f"the responses have {responses.shape[-1]} tokens, the table is made for "
+                f"{self.response_length}"
+            )
+        prompt = self._prompt_index(prompts)
+        nodes = [torch.zeros_like(prompt)]
+        for token in responses.unbind(dim=-1):
+            nodes.append(self.n_tokens * nodes[-1] + token + 1)
+        # The node of a full response lies beyond the table.
+        node = torch.stack(nodes, dim=-1).clamp(max=self.n_nodes - 1)
+        return self.n_nodes * prompt.unsqueeze(-1) + node
+
+    def _prompt_index(self, prompts: Tensor) -> Tensor:
+        equal = (prompts.unsqueeze(-2) == self.known_prompts).all(dim=-1)
+        if not equal.any(dim=-1).all():
+            stranger = prompts[~equal.any(dim=-1)][0].tolist()
+            raise ValueError(f"prompt {stranger} is not among the world's prompts")
+        return equal.to(torch.uint8).argmax(dim=-1)
+
+
+def device_of(policy: Policy) -> torch.device:
+    """The device of a policy's first parameter; the CPU for one without parameters."""
+    parameters = policy.parameters() if isinstance(policy, torch.nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))

@@ -1,0 +1,233 @@
+"""An expectation is a weighted batch of trajectories.
+
+`sample` draws responses and gives each the same weight, a constant. `enumerate_all` lists every
+response and weighs it by its probability, which carries gradient. All that comes after (reward,
+KL, objective) is the same code for both.
+
+Shapes: B trajectories, P prompt tokens, T response tokens, V vocabulary. A policy with a leading
+axis of runs, `policy.runs == (G,)`, puts G before B in everything that depends on it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppo_toy.enumeration import list_responses
+from ppo_toy.kl import kl_of_log_probs
+from ppo_toy.policies import Policy, device_of
+from ppo_toy.worlds import prompt_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """A batch of responses that stands for an expectation.
+
+    Attributes:
+        prompts: [B, P] tokens.
+        responses: [B, T] tokens; what the mask leaves out is padding.
+        mask: [B, T], True up to and including the end token.
+        weights: [B], of each trajectory in the expectation; they sum to 1.
+    """
+
+    prompts: Tensor
+    responses: Tensor
+    mask: Tensor
+    weights: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """The responses with every padded position set to token 0, [B, T]."""
+        return self.responses.where(self.mask, 0)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Returns one token for each distribution, by inverting its cumulative sum.
+
+    The same numbers give the same tokens on every device, and a token with probability 0 is never
+    drawn.
+
+    Args:
+        logits: [..., V], in nats; one distribution [V] may serve for all.
+        uniforms: numbers from [0, 1), [...].
+    """
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    # Dividing makes the sum exactly 1 at the last token that has any probability.
+    cumulative = cumulative / cumulative[..., -1:]
+    return (uniforms.to(logits.device).unsqueeze(-1) >= cumulative[..., :-1]).sum(dim=-1)
+
+
+@torch.no_grad()
+def sample(policy: Policy, world: Any, n: int, *, generator: torch.Generator) -> Trajectories:
+    """Draws n prompts and a response to each; every weight is the constant 1/n.
+
+    Args:
+        policy: called once for each token, without gradient. Each run of a policy with runs draws
+            prompts and responses of its own.
+        world: gives the prompts, the response length T and the end token.
+        n: the number of trajectories of each run, >= 1.
+        generator: a CPU generator; the numbers do not depend on where the policy computes.
+
+    Returns:
+        A batch of B = n trajectories on the policy's device, weights in double precision.
+
+    Raises:
+        ValueError: `n` is below 1, or the policy's logits have the wrong shape or are NaN.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; a batch has at least 1 trajectory")
+    lead = (*getattr(policy, "runs", ()), n)
+    device = device_of(policy)
+    which = draw(
+        prompt_weights(world).log(),
+        torch.rand(lead, generator=generator, dtype=torch.float64),
+    )
+    prompts = world.prompts[which].to(device)
+    responses = torch.zeros(*lead, 0, dtype=torch.long, device=device)
+    going = torch.ones(lead, dtype=torch.bool, device=device)
+    mask = []
+    for _ in range(world.response_length):
+        logits = _next_logits(policy, prompts, responses, len(world.vocabulary))
+        token = draw(logits, torch.rand(lead, generator=generator, dtype=torch.float64))
+        if world.end_token is not None:
+            token = token.where(going, world.end_token)
+        responses = torch.cat([responses, token.unsqueeze(-1)], dim=-1)
+        mask.append(going)
+        if world.end_token is not None:
+            going = going & (token != world.end_token)
+    weights = torch.full(lead, 1 / n, dtype=torch.float64, device=device)
+    return Trajectories(prompts, responses, torch.stack(mask, dim=-1), weights)
+
+
+def enumerate_all(policy: Policy, world: Any) -> Trajectories:
+    """Lists every response to every prompt; a weight is the probability of its trajectory.
+
+    The weights are differentiated with respect to the policy, which is what makes
+    `penalized_objective(...).backward()` on this batch the true gradient.
+
+    Args:
+        policy: called once on all responses. With runs, only the weights have their axis.
+        world: any world with at most `enumeration.MAX_RESPONSES` responses over all its prompts.
+
+    Returns:
+        One trajectory for each prompt and response, in the order of the prompts, then of the
+        tokens; the padding of a short response repeats the end token.
+
+    Raises:
+        ValueError: the world has too many responses; said before any is listed.
+    """
+    responses, mask = list_responses(world)
+    n_prompts, n_responses = len(world.prompts), len(responses)
+    device = device_of(policy)
+    batch = Trajectories(
+        prompts=world.prompts.repeat_interleave(n_responses, dim=0).to(device),
+        responses=responses.repeat(n_prompts, 1).to(device),
+        mask=mask.repeat(n_prompts, 1).to(device),
+        weights=prompt_weights(world).repeat_interleave(n_responses).to(device),
+    )
+    p_response = log_probs(policy, batch).sum(dim=-1).exp()
+    return replace(batch, weights=p_response * batch.weights)
+
+
+def log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
+    """Log-probability of each response token under the policy, differentiated.
+
+    Returns:
+        [B, T], in nats; 0 where the mask is False.
+    """
+    return of_tokens(step_log_probs(policy, trajectories), trajectories)
+
+
+def per_step_kl(policy: Policy, reference: Policy, trajectories: Trajectories) -> Tensor:
+    """Exact KL(policy || reference) at every state that a trajectory passes through.
+
+    At step t the state is the prompt and the tokens before t; the sum runs over the whole
+    vocabulary, not over the token drawn. Differentiated with respect to the policy only.
+
+    Returns:
+        [B, T], in nats; 0 where the mask is False.
+
+    Raises:
+        ValueError: the two have different vocabularies.
+    """
+    with torch.no_grad():
+        log_ref = step_log_probs(reference, trajectories)
+    return masked_kl(step_log_probs(policy, trajectories), log_ref, trajectories.mask)
+
+
+def step_log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
+    """Log-probabilities of the whole vocabulary at every step, [B, T, V], in nats.
+
+    `of_tokens` and `masked_kl` start from here, so that training, which needs both, calls the
+    policy once.
+
+    Raises:
+        ValueError: the policy's answer has the wrong shape.
+    """
+    tokens = trajectories.tokens
+    logits = policy(trajectories.prompts, tokens)
+    if logits.shape[-3:-1] != (tokens.shape[-2], tokens.shape[-1] + 1):
+        raise ValueError(
+            f"the policy gave logits {tuple(logits.shape)} for responses {tuple(tokens.shape)}; "
+            f"[{tokens.shape[-2]}, {tokens.shape[-1] + 1}, V] was due"
+        )
+    return logits[..., :-1, :].log_softmax(dim=-1)
+
+
+def of_tokens(step_log_p: Tensor, trajectories: Trajectories) -> Tensor:
+    """Picks the response tokens out of `step_log_probs`: [B, T], 0 where masked."""
+    index = trajectories.tokens.expand(step_log_p.shape[:-1]).unsqueeze(-1)
+    return step_log_p.gather(-1, index).squeeze(-1).masked_fill(~trajectories.mask, 0)
+
+
+def masked_kl(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
+    """KL(p || q) at each step, [B, T], from `step_log_probs` of both; 0 where masked.
+
+    Either may lack the axis of runs that the other has. Both are differentiated.
+
+    Raises:
+        ValueError: the two have different vocabularies.
+    """
+    if log_p.shape[-1] != log_q.shape[-1]:
+        raise ValueError(
+            f"the policies have {log_p.shape[-1]} and {log_q.shape[-1]} tokens to choose from"
+        )
+    return kl_of_log_probs(log_p, log_q).masked_fill(~mask, 0)
+
+
+def score(world: Any, trajectories: Trajectories) -> Tensor:
+    """R of each trajectory, by the world's reward, which sees prompts and responses in two axes.
+
+    Returns:
+        [B], in reward; no gradient.
+
+    Raises:
+        ValueError: a reward is not finite (the response is named), or there is not one for each.
+    """
+    lead = trajectories.responses.shape[:-1]
+    prompts = trajectories.prompts.flatten(end_dim=-2)
+    responses = trajectories.responses.flatten(end_dim=-2)
+    rewards = torch.as_tensor(world.reward(prompts, responses)).detach()
+    if rewards.shape != (len(responses),):
+        raise ValueError(
+            f"the world's reward gave {tuple(rewards.shape)} for {len(responses)} responses"
+        )
+    if not rewards.isfinite().all():
+        at = (~rewards.isfinite()).nonzero()[0].item()
+        words = [world.vocabulary[token] for token in responses[at]]
+        raise ValueError(f"the reward of {words} is {rewards[at].item()}")
+    return rewards.unflatten(0, lead)
+
+
+def _next_logits(policy: Policy, prompts: Tensor, responses: Tensor, n_tokens: int) -> Tensor:
+    """Logits of the next token, [B, V]."""
+    logits = policy(prompts, responses)[..., -1, :]
+    if logits.shape != (*responses.shape[:-1], n_tokens):
+        raise ValueError(
+            f"the policy's logits for the next token are {tuple(logits.shape)}; the world has "
+            f"{n_tokens} tokens and the batch {tuple(responses.shape[:-1])} responses"
+        )
+    if logits.isnan().any():
+        raise ValueError(f"the policy's logits hold NaN at token {responses.shape[-1]}")
+    return logits

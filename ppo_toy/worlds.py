@@ -1,0 +1,196 @@
+"""Worlds small enough that every response can be listed.
+
+A world is any object with these attributes; the classes here are two of them:
+
+    prompts          [n, P] integer tokens
+    vocabulary       V strings, one for each response token
+    response_length  T, the most tokens a response can have
+    end_token        the token that ends a response early, or None
+    reward           callable: prompts [B, P], responses [B, T] -> [B], in reward
+
+Prompts are drawn uniformly unless the world has `prompt_weights` [n], which sum to 1. What stands
+in a response after its end token is padding, and a reward must not depend on it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBandit:
+    """One choice of one token: each prompt and token has its reward.
+
+    Args:
+        rewards: the table, [n, V], in reward.
+        vocabulary: V distinct strings; letters, or numbers where letters run out, by default.
+
+    Raises:
+        ValueError: the table has another number of axes or an entry that is not finite, or the
+            vocabulary another length.
+    """
+
+    rewards: Tensor
+    vocabulary: Sequence[str] = ()
+    response_length: ClassVar[int] = 1
+    end_token: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        """Checks the table and fills in the vocabulary."""
+        if self.rewards.dim() != 2:
+            raise ValueError(f"rewards has shape {tuple(self.rewards.shape)}; it must be [n, V]")
+        _check_finite(self.rewards)
+        object.__setattr__(
+            self, "vocabulary", _checked_vocabulary(self.vocabulary, self.rewards.shape[1])
+        )
+
+    @property
+    def prompts(self) -> Tensor:
+        """One token for each row of the table, [n, 1]."""
+        return torch.arange(len(self.rewards)).unsqueeze(1)
+
+    def reward(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """Returns the table's entries for prompts [B, 1] and responses [B, 1], as [B]."""
+        return self.rewards.to(responses.device)[prompts[:, 0], responses[:, 0]]
+
+    @classmethod
+    def one_word_reply(cls) -> "TokenBandit":
+        """Returns the bandit of the first lesson: one word in answer to "How was the film?".
+
+        The reward rises with praise, and the reward model behind it has a fault that every such
+        model has somewhere: it likes one senseless word best.
+        """
+        vocabulary = ["fine", "good", "nice", "great", "superb", "pizza"]
+        table = torch.tensor([[0.0, 0.5, 0.5, 1.0, 1.5, 2.5]], dtype=torch.float64)
+        return cls(table, vocabulary)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequence:
+    """Responses of several tokens, scored by a rule on the whole response.
+
+    Args:
+        vocabulary: V >= 2 distinct strings.
+        response_length: T >= 1, the most tokens of a response.
+        reward: callable from prompts [B, P] and responses [B, T] to rewards [B].
+        end_token: the token that ends a response, or None where every response has T tokens.
+        prompts: [n, P] integer tokens; one prompt, the token 0, by default.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+    """
+
+    vocabulary: Sequence[str]
+    response_length: int
+    reward: Callable[[Tensor, Tensor], Tensor]
+    end_token: int | None = None
+    prompts: Tensor = torch.zeros(1, 1, dtype=torch.long)
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        n_tokens = len(_checked_vocabulary(self.vocabulary, len(self.vocabulary)))
+        if self.response_length < 1:
+            raise ValueError(f"response_length is {self.response_length}; it must be 1 or more")
+        if self.end_token is not None and not 0 <= self.end_token < n_tokens:
+            raise ValueError(f"end_token is {self.end_token}; the tokens are 0 to {n_tokens - 1}")
+        if self.prompts.dim() != 2 or self.prompts.dtype != torch.long:
+            raise ValueError(
+                f"prompts has shape {tuple(self.prompts.shape)} and type {self.prompts.dtype}; "
+                "it must be [n, P] of torch.long"
+            )
+
+    @classmethod
+    def from_table(
+        cls, table: Tensor, vocabulary: Sequence[str] = (), end_token: int | None = None
+    ) -> "TokenSequence":
+        """Returns a world that looks its rewards up: an axis for the prompt, one for each step.
+
+        Args:
+            table: rewards, [n, V, ..., V] with T axes of length V. After an end token only the
+                entries that repeat it are read.
+            vocabulary: V distinct strings; letters by default.
+            end_token: the token that ends a response, or None.
+
+        Raises:
+            ValueError: the axes after the first differ in length, or an entry is not finite.
+        """
+        n_prompts, *steps = table.shape
+        if not steps or len(set(steps)) != 1:
+            raise ValueError(f"table has shape {tuple(table.shape)}; it must be [n, V, ..., V]")
+        _check_finite(table)
+
+        def look_up(prompts: Tensor, responses: Tensor) -> Tensor:
+            if end_token is not None:
+                ended = (responses == end_token).cumsum(dim=1) > 0
+                responses = responses.masked_fill(ended, end_token)
+            return table.to(responses.device)[(prompts[:, 0], *responses.unbind(dim=1))]
+
+        return cls(
+            vocabulary=_checked_vocabulary(vocabulary, steps[0]),
+            response_length=len(steps),
+            reward=look_up,
+            end_token=end_token,
+            prompts=torch.arange(n_prompts).unsqueeze(1),
+        )
+
+    @classmethod
+    def brackets(cls) -> "TokenSequence":
+        """Returns a small world in which a token's worth depends on the tokens around it.
+
+        The tokens are "(", ")" and ".", which ends the response; there are at most six of them.
+        Each pair of matching brackets earns 1 and each bracket without a partner costs 0.5. There
+        are 127 responses; the best earn 3.
+        """
+        return cls(["(", ")", "."], response_length=6, reward=_bracket_reward, end_token=2)
+
+
+def prompt_weights(world: Any) -> Tensor:
+    """Probability of each prompt, [n], double precision: uniform unless the world says otherwise.
+
+    Raises:
+        ValueError: the world's weights are negative, do not sum to 1, or are not one a prompt.
+    """
+    n = len(world.prompts)
+    weights = getattr(world, "prompt_weights", None)
+    if weights is None:
+        return torch.full((n,), 1 / n, dtype=torch.float64)
+    weights = torch.as_tensor(weights, dtype=torch.float64)
+    if weights.shape != (n,) or (weights < 0).any() or abs(weights.sum().item() - 1) > 1e-6:
+        raise ValueError(f"prompt_weights is {weights.tolist()}; it must be {n} that sum to 1")
+    return weights
+
+
+def _bracket_reward(prompts: Tensor, responses: Tensor) -> Tensor:
+    counts = (responses == 2).cumsum(dim=1) == 0
+    waiting = torch.zeros(len(responses), dtype=torch.float64, device=responses.device)
+    pairs, alone = waiting.clone(), waiting.clone()
+    for opens, closes in zip(
+        ((responses == 0) & counts).unbind(dim=1),
+        ((responses == 1) & counts).unbind(dim=1),
+        strict=True,
+    ):
+        matched = closes & (waiting > 0)
+        pairs += matched
+        alone += closes & ~matched
+        waiting += opens.double() - matched.double()
+    return pairs - (alone + waiting) / 2
+
+
+def _check_finite(table: Tensor) -> None:
+    if not table.isfinite().all():
+        at = (~table.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"the reward at {at} is {table[tuple(at)].item()}; it must be finite")
+
+
+def _checked_vocabulary(vocabulary: Sequence[str], n_tokens: int) -> list[str]:
+    if len(vocabulary) == 0:
+        letters = [chr(ord("a") + token) for token in range(n_tokens)]
+        vocabulary = letters if n_tokens <= 26 else [str(token) for token in range(n_tokens)]
+    if len(vocabulary) != n_tokens or len(set(vocabulary)) != n_tokens or n_tokens < 2:
+        raise ValueError(
+            f"vocabulary is {list(vocabulary)}; it must be {max(n_tokens, 2)} distinct strings"
+        )
+    return list(vocabulary)

@@ -1,0 +1,73 @@
+import ast
+from pathlib import Path
+
+import ppo_toy
+
+PACKAGE = Path(ppo_toy.__file__).parent
+FLOORS = [
+    {"kl", "kl_controllers", "worlds", "enumeration", "policies", "progress"},
+    {"trajectories", "exact", "objectives", "advantages", "envs"},
+    {"training", "plots"},
+    {"__main__", "benchmarks"},
+]
+# On one floor, these may lean on those; the lists are read in order and hold no circle.
+SAME_FLOOR = {
+    "exact": {"objectives", "trajectories"},
+    "envs": {"trajectories"},
+}
+ONLY_THERE = {"gymnasium": {"envs"}, "matplotlib": {"plots", "__main__"}}
+
+
+def modules() -> dict[str, ast.Module]:
+    paths = [path for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
+    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "ppo_toy":
+            names |= {f"ppo_toy.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return names
+
+
+def own_imports(tree: ast.Module) -> set[str]:
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("ppo_toy.")}
+
+
+def test_every_module_has_a_floor_and_a_test_file():
+    assert set(modules()) == set.union(*FLOORS)
+    tested = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    assert {name.strip("_") for name in modules()} <= tested
+
+
+def test_a_module_imports_only_from_floors_below_its_own():
+    for floor, names in enumerate(FLOORS):
+        below = set.union(set(), *FLOORS[:floor])
+        for name in names:
+            assert own_imports(modules()[name]) <= below | SAME_FLOOR.get(name, set()), name
+
+
+def test_training_does_not_know_the_referee_or_the_plots():
+    assert not own_imports(modules()["training"]) & {"exact", "plots", "worlds"}
+
+
+def test_heavy_packages_are_imported_only_where_they_are_used():
+    for name, tree in modules().items():
+        for package in {module.split(".")[0] for module in imports(tree)} & set(ONLY_THERE):
+            assert name in ONLY_THERE[package], f"{name} imports {package}"
+
+
+def test_the_package_itself_is_a_docstring():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    assert len(tree.body) == 1
+    assert ast.get_docstring(tree)
+
+
+def test_no_module_is_longer_than_250_lines():
+    for path in PACKAGE.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, path.name
