@@ -1,0 +1,109 @@
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(
+    path for path in ROOT.rglob("*.ipynb") if not {".venv", ".ipynb_checkpoints"} & set(path.parts)
+)
+KNOWN_TAGS = {"nbval-check-output", "nbval-skip", "nbval-ignore-output"}
+NOT_EVERYWHERE = re.compile(
+    r"\\(operatorname|newcommand|mbox|phantom|cancel|label)\b|\\begin\{align\*?\}"
+)
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@every_notebook
+def test_it_is_valid_and_names_the_common_kernel(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+
+
+@every_notebook
+def test_it_was_executed_in_order_without_errors(path):
+    cells = code_cells(read(path))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.text
+
+
+@every_notebook
+def test_compared_cells_print_and_show_nothing_else(path):
+    compared = [cell for cell in code_cells(read(path)) if "nbval-check-output" in tags(cell)]
+    assert compared
+    for cell in compared:
+        assert [output.output_type for output in cell.outputs] == ["stream"], cell.source
+
+
+@every_notebook
+def test_only_tags_that_nbval_knows_are_used_and_no_marker_comments(path):
+    for cell in read(path).cells:
+        assert tags(cell) <= KNOWN_TAGS
+        assert "NBVAL" not in cell.source
+
+
+@every_notebook
+def test_it_holds_no_path_of_a_machine_and_stays_small(path):
+    raw = path.read_text(encoding="utf-8")
+    assert not re.search(r"[\"' (=]/(home|root|tmp|Users|work|usr)/", raw)
+    assert len(raw) < 1_000_000
+
+
+@every_notebook
+def test_its_formulas_render_on_every_host(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            assert not NOT_EVERYWHERE.search(cell.source), cell.source
+            assert cell.source.count("$$") % 2 == 0
+
+
+@every_notebook
+def test_no_code_cell_is_longer_than_30_lines(path):
+    assert max(len(cell.source.splitlines()) for cell in code_cells(read(path))) <= 30
+
+
+def test_the_first_cell_is_the_same_in_all_of_them_and_silent():
+    first = [code_cells(read(path))[0] for path in NOTEBOOKS]
+    assert len({cell.source for cell in first}) == 1
+    assert all(cell.outputs == [] for cell in first)
+    assert "://" not in first[0].source
+
+
+def test_the_readme_lists_every_lesson():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lessons = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    linked = re.findall(r"\]\((notebooks/[^)]+\.ipynb)\)", readme)
+    assert linked == [path.relative_to(ROOT).as_posix() for path in lessons]
+
+
+def test_every_notebook_is_json_with_a_final_newline():
+    for path in NOTEBOOKS:
+        raw = path.read_text(encoding="utf-8")
+        json.loads(raw)
+        assert raw.endswith("\n")

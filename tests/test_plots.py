@@ -1,0 +1,109 @@
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from ppo_toy import plots
+
+
+@pytest.fixture
+def ax():
+    plt.switch_backend("Agg")
+    fig, ax = plt.subplots()
+    yield ax
+    plt.close(fig)
+
+
+def test_a_curve_of_one_run_is_the_values_themselves_in_the_colour_of_the_quantity(ax):
+    plots.curve([3.0, 1.0, 2.0], ax=ax, quantity="kl")
+    (line,) = ax.lines
+    assert line.get_ydata().tolist() == [3.0, 1.0, 2.0]
+    assert to_hex(line.get_color()).upper() == plots.COLOURS["kl"]
+    assert ax.get_ylabel() == "KL (nats per response)"
+
+
+def test_a_curve_of_several_runs_is_their_median_in_a_band_from_least_to_most(ax):
+    plots.curve(torch.tensor([[1.0, 5.0, 2.0], [0.0, 7.0, 9.0]]), ax=ax, quantity="reward")
+    assert ax.lines[0].get_ydata().tolist() == [2.0, 7.0]
+    (band,) = ax.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0.0, 9.0)
+
+
+def test_the_exact_value_is_a_dashed_black_line(ax):
+    plots.curve([0.0, 1.0], ax=ax, quantity="objective", exact=1.5)
+    dashed = ax.lines[1]
+    assert (dashed.get_linestyle(), dashed.get_color()) == ("--", plots.COLOURS["exact"])
+    assert list(dashed.get_ydata()) == [1.5, 1.5]
+
+
+def test_training_curves_put_objective_reward_and_kl_on_three_axes_each_with_its_optimum():
+    history = SimpleNamespace(objective=[1.0, 2.0], reward=[3.0, 4.0], kl=[0.0, 0.5])
+    optimum = SimpleNamespace(objective=2.5, reward=4.5, kl=0.75)
+    fig, axes = plt.subplots(1, 3)
+    plots.training_curves(history, axes=axes, optimum=optimum)
+    assert [ax.lines[0].get_ydata()[-1] for ax in axes] == [2.0, 4.0, 0.5]
+    assert [ax.lines[1].get_ydata()[0] for ax in axes] == [2.5, 4.5, 0.75]
+    plt.close(fig)
+
+
+def test_the_frontier_is_drawn_from_left_to_right(ax):
+    plots.frontier([2.0, 0.0, 1.0], [5.0, 1.0, 4.0], ax=ax)
+    assert ax.lines[0].get_xdata().tolist() == [0.0, 1.0, 2.0]
+    assert ax.lines[0].get_ydata().tolist() == [1.0, 4.0, 5.0]
+
+
+def test_points_are_named_beside_their_median(ax):
+    plots.points([0.0, 1.0, 5.0], [2.0, 4.0, 3.0], ax=ax, name="β = 1")
+    (name,) = ax.texts
+    assert (name.get_text(), tuple(name.xy)) == ("β = 1", (1.0, 3.0))
+
+
+def test_a_level_is_named_at_its_height(ax):
+    plots.name_level("β = 1", 0.25, ax=ax)
+    assert ax.texts[0].xy == (1, 0.25)
+
+
+def test_distributions_stand_as_bars_of_their_own_heights_side_by_side(ax):
+    p, q = [0.25, 0.75], [0.5, 0.5]
+    plots.distributions({"p": p, "q": q}, ["a", "b"], ax=ax, colours={"p": "red", "q": "blue"})
+    assert [bar.get_height() for bar in ax.patches] == p + q
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
+    assert np.allclose(centres, [-0.2, 0.8, 0.2, 1.2])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
+
+
+def test_a_histogram_counts_every_value_and_marks_the_true_one(ax):
+    plots.histogram([0.0, 0.5, 0.5, 1.0], ax=ax, exact=0.25, title="four")
+    assert sum(bar.get_height() for bar in ax.patches) == 4
+    assert list(ax.lines[0].get_xdata()) == [0.25, 0.25]
+
+
+def test_the_corners_and_the_centre_of_the_triangle_lie_where_they_should():
+    x, y = plots.triangle_xy(np.eye(3))
+    assert np.allclose(x, [0, 1, 0.5])
+    assert np.allclose(y, [0, 0, np.sqrt(3) / 2])
+    # equal shares of the corners: a third of the triangle's height
+    assert np.allclose(plots.triangle_xy([1 / 3, 1 / 3, 1 / 3]), (0.5, np.sqrt(3) / 6))
+
+
+def test_the_simplex_hands_distributions_inside_the_triangle_to_the_function(ax):
+    seen = []
+
+    def first_probability(p):
+        seen.append(p)
+        return p[:, 0]
+
+    plots.simplex(first_probability, ax=ax, corners=["a", "b", "c"])
+    assert np.allclose(seen[0].sum(axis=1), 1)
+    assert (seen[0] > 0).all()
+    assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+    plt.gcf().canvas.draw()
+
+
+def test_every_quantity_has_a_colour_of_its_own():
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+    assert set(plots.LABELS) <= set(plots.COLOURS)
