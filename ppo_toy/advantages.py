@@ -35,6 +35,27 @@ def reward_to_go(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tensor
     return (rewards.unsqueeze(-1) - beta * later).masked_fill(~mask, 0)
 
 
+def token_rewards(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tensor) -> Tensor:
+    """Returns what each step adds: its KL penalty, and R with the last token.
+
+        r_t = -beta * KL_t + (R if t is the last token else 0)
+
+    With these, `gae` works on the penalised objective as on any other sum of rewards.
+
+    Args:
+        rewards: R of each trajectory, [B], in reward.
+        kl: KL(policy || reference) at each step, [B, T], in nats.
+        beta: coefficient of the KL, reward per nat; one for each run if there are runs.
+        mask: [B, T], True from the first token to the last.
+
+    Returns:
+        [B, T], in reward.
+    """
+    is_last = mask & ~torch.cat([mask[..., 1:], torch.zeros_like(mask[..., :1])], dim=-1)
+    beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)[..., None, None]
+    return (is_last * rewards.unsqueeze(-1) - beta * kl).masked_fill(~mask, 0)
+
+
 def leave_one_out(returns: Tensor, mask: Tensor) -> Tensor:
     """Returns each return less the mean return of the other trajectories at the same step.
 
@@ -57,20 +78,32 @@ def leave_one_out(returns: Tensor, mask: Tensor) -> Tensor:
     return (returns - mean_of_others).masked_fill(~mask, 0)
 
 
-def gae(token_rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
+def gae(
+    token_rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    next_values: Tensor | None = None,
+) -> Tensor:
     """Returns generalized advantage estimates.
 
         delta_t = r_t + gamma * V_{t+1} - V_t
         A_t     = sum_{k >= 0} (gamma * lam)^k * delta_{t+k}
 
-    The value after the last token that counts is 0: the response is over.
+    The sum stops where the mask is False or the row ends. After that step comes a state of value
+    0, the end of the response, unless `next_values` says otherwise: an episode that was cut short
+    has a future, one that ended has none. A row may so hold several episodes, each followed by a
+    masked step.
 
     Args:
         token_rewards: r_t, [B, T], in reward.
         values: V of the state before each token, [B, T], in reward.
-        mask: [B, T]; True from the first token to the last, without gaps.
+        mask: [B, T].
         gamma: discount, 0 to 1. The penalised objective has gamma = 1.
         lam: 0 for the one-step error, 1 for the whole return less the value.
+        next_values: V of the state after each token, [B, T], 0 where it is terminal.
 
     Returns:
         [B, T], in reward.
@@ -84,15 +117,18 @@ def gae(token_rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, la
     for name, number in (("gamma", gamma), ("lam", lam)):
         if not 0 <= number <= 1:
             raise ValueError(f"{name} is {number}; it must be in [0, 1]")
-    values = values.masked_fill(~mask, 0)
-    next_values = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], dim=-1)
+    if next_values is None:
+        counted = values.masked_fill(~mask, 0)
+        next_values = torch.cat([counted[..., 1:], torch.zeros_like(counted[..., :1])], dim=-1)
     deltas = (token_rewards + gamma * next_values - values).masked_fill(~mask, 0)
     advantage = torch.zeros_like(deltas[..., 0])
     advantages = []
-    for delta in reversed(deltas.unbind(dim=-1)):
-        advantage = delta + gamma * lam * advantage
+    for delta, counts in zip(
+        reversed(deltas.unbind(dim=-1)), reversed(mask.unbind(dim=-1)), strict=True
+    ):
+        advantage = (delta + gamma * lam * advantage).masked_fill(~counts, 0)
         advantages.append(advantage)
-    return torch.stack(advantages[::-1], dim=-1).masked_fill(~mask, 0)
+    return torch.stack(advantages[::-1], dim=-1)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:

@@ -1,9 +1,14 @@
-"""Measures speed as ratios within one run: `python -m ppo_toy.benchmarks`.
+"""Measures speed as ratios within one run.
+
+    python -m ppo_toy.benchmarks             one batch against Python loops
+    python -m ppo_toy.benchmarks cartpole    our PPO against stable-baselines3's on CartPole-v1;
+                                             needs `pip install stable-baselines3==2.9.2`
 
 Each pair is timed in turn (A B A B ...) on one thread, and the median ratio of the pairs is
-printed; milliseconds, which differ from machine to machine, stand beside it.
+printed; absolute times, which differ from machine to machine, stand beside it.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +16,8 @@ from collections.abc import Callable
 import torch
 
 from ppo_toy import exact
+from ppo_toy.actor_critic import ActorCritic, train_on
+from ppo_toy.envs import make_vector
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.policies import TabularPolicy
 from ppo_toy.training import train
@@ -21,9 +28,25 @@ RUNS = 64
 PAIRS = 5
 
 
+# The settings that rl-baselines3-zoo publishes for PPO on CartPole-v1.
+CARTPOLE = {"gamma": 0.98, "learning_rate": 1e-3, "clip": 0.2, "lam": 0.8, "epochs": 20}
+N_ENVS, LENGTH, STEPS = 8, 32, 100_000
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints one of the two tables."""
+    parser = argparse.ArgumentParser(prog="python -m ppo_toy.benchmarks", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("which", nargs="?", choices=["batching", "cartpole"], default="batching")
     torch.set_num_threads(1)
+    if parser.parse_args().which == "cartpole":
+        cartpole()
+    else:
+        batching()
+
+
+def batching() -> None:
+    """Prints what one batch saves over Python loops."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(1, *[4] * 6, generator=generator, dtype=torch.float64)
     world = TokenSequence.from_table(table)
@@ -67,6 +90,58 @@ def _evaluate_singly(reference: TabularPolicy, world: TokenSequence) -> float:
         kl = per_step_kl(reference, reference, one)
         total += penalized_objective(score(world, one), kl, 0.5, one.weights).item()
     return total
+
+
+def cartpole() -> None:
+    """Prints speed and steps to a mean return of 475 for both, seed by seed."""
+    pairs = []
+    for seed in range(5):
+        pair = []
+        for name, run in (("stable-baselines3", _peer), ("ppo_toy", _ours)):
+            started = time.perf_counter()
+            steps, returns = run(seed)
+            speed = STEPS / (time.perf_counter() - started)
+            solved = next((s for s, r in zip(steps, returns, strict=True) if r >= 475), None)
+            print(f"seed {seed}  {name:18}{speed:8.0f} steps/s   475 reached after {solved} steps")
+            pair.append((speed, solved or float("inf")))
+        pairs.append(pair)
+    speed = statistics.median(ours[0] / peer[0] for peer, ours in pairs)
+    ours, peer = (statistics.median(pair[k][1] for pair in pairs) for k in (1, 0))
+    print(f"{speed:.2f} x the steps per second; median steps to 475: {ours / peer:.2f} x")
+
+
+def _ours(seed: int) -> tuple[list[float], list[float]]:
+    env = make_vector("CartPole-v1", N_ENVS)
+    generator = torch.Generator().manual_seed(seed)
+    model = ActorCritic(4, 2, generator=generator)
+    curve = train_on(env, model, steps=STEPS, length=LENGTH, generator=generator, seed=seed,
+        **CARTPOLE)  # fmt: skip
+    return curve.steps.tolist(), curve.mean_return[:, 0].tolist()
+
+
+def _peer(seed: int) -> tuple[list[float], list[float]]:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    class Record(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            buffer = self.model.ep_info_buffer
+            self.steps.append(self.num_timesteps)
+            self.returns.append(sum(e["r"] for e in buffer) / max(len(buffer), 1))
+
+    record = Record()
+    record.steps, record.returns = [], []
+    model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=N_ENVS, seed=seed), n_steps=LENGTH,
+        batch_size=N_ENVS * LENGTH, gamma=CARTPOLE["gamma"], gae_lambda=CARTPOLE["lam"],
+        n_epochs=CARTPOLE["epochs"], ent_coef=0.0, device="cpu", seed=seed,
+        learning_rate=lambda left: left * CARTPOLE["learning_rate"],
+        clip_range=lambda left: left * CARTPOLE["clip"])  # fmt: skip
+    model.learn(STEPS, callback=record)
+    return record.steps, record.returns
 
 
 def _report(name: str, slow: Callable[[], object], fast: Callable[[], object]) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Each listed response costs T * V logits: a million of T = 4, V = 17 take half a gigabyte.
+# Each listed response costs T * V logits: 2**27 of them are a gigabyte in double precision, and a
+# policy holds several such tensors at a time.
 MAX_RESPONSES = 2**20
+MAX_LOGITS = 2**27
 
 
 def list_responses(world: Any) -> tuple[Tensor, Tensor]:
@@ -18,12 +20,12 @@ def list_responses(world: Any) -> tuple[Tensor, Tensor]:
     """
     n_tokens, length, end = len(world.vocabulary), world.response_length, world.end_token
     count = len(world.prompts) * _n_responses(n_tokens, length, end is not None)
-    if count > MAX_RESPONSES:
+    if count > MAX_RESPONSES or count * length * n_tokens > MAX_LOGITS:
         size = f"{count:,}" if count < 10**15 else f"about 10^{math.log10(count):.0f}"
         raise ValueError(
             f"this world has {size} responses ({len(world.prompts)} prompts, {n_tokens} tokens, "
-            f"length {length}); at most {MAX_RESPONSES:,} are listed, because each costs memory "
-            "and time. Sample instead, or shorten the responses."
+            f"length {length}); at most {MAX_RESPONSES:,} are listed, and {MAX_LOGITS:,} logits, "
+            "because each costs memory and time. Sample instead, or shorten the responses."
         )
     responses = torch.zeros(1, 0, dtype=torch.long)
     mask = torch.zeros(1, 0, dtype=torch.bool)
@@ -45,4 +47,7 @@ def list_responses(world: Any) -> tuple[Tensor, Tensor]:
 def _n_responses(n_tokens: int, length: int, can_end: bool) -> int:
     if not can_end:
         return n_tokens**length
-    return sum((n_tokens - 1) ** t for t in range(length)) + (n_tokens - 1) ** length
+    # 1 + (V - 1) + ... + (V - 1)^T: those that end at each token, and those that never do.
+    if n_tokens == 2:
+        return length + 1
+    return ((n_tokens - 1) ** (length + 1) - 1) // (n_tokens - 2)

@@ -5,12 +5,16 @@ import ppo_toy.envs
 env = gym.make("ppo_toy/TokenSequence-v0")
 """
 
-from typing import Any
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from ppo_toy.trajectories import draw
 from ppo_toy.worlds import TokenBandit, TokenSequence, prompt_weights
@@ -137,6 +141,106 @@ class TokenSequenceEnv(TokenEnv):
     def __init__(self, world: Any = None) -> None:
         """Makes the spaces; see `TokenEnv`."""
         super().__init__(TokenSequence.brackets() if world is None else world)
+
+
+def make_vector(env_id: str, n: int) -> gym.vector.VectorEnv:
+    """Returns n copies of an environment that is written for arrays, stepped as one.
+
+    Args:
+        env_id: a registered environment with a vector entry point, as "CartPole-v1" has.
+        n: the number of copies.
+    """
+    return gym.make_vec(env_id, num_envs=n, vectorization_mode="vector_entry_point")
+
+
+class Rollout(NamedTuple):
+    """What N environments of each run did in T steps.
+
+    Attributes:
+        observations: before each step, [G, N, T, D].
+        actions: [G, N, T].
+        log_pi: log-probabilities of all actions under the policy that acted, [G, N, T, A].
+        values: [G, N, T].
+        next_values: of the state after each step, 0 where it is terminal, [G, N, T].
+        rewards: [G, N, T].
+        mask: False where an environment was only being reset, [G, N, T].
+    """
+
+    observations: Tensor
+    actions: Tensor
+    log_pi: Tensor
+    values: Tensor
+    next_values: Tensor
+    rewards: Tensor
+    mask: Tensor
+
+
+class Driver:
+    """Steps a Gymnasium vector environment and keeps what carries over between rollouts.
+
+    The environment resets an ended episode at its next step (`AutoresetMode.NEXT_STEP`), so the
+    last observation of an episode is seen, and the step that resets is masked.
+
+    Args:
+        env: a vector environment of G * N copies, N for each run.
+        runs: G.
+        seed: of the environment.
+    """
+
+    def __init__(self, env: Any, *, runs: int = 1, seed: int) -> None:
+        """Resets all environments with the seed."""
+        self.env, self.shape = env, (runs, env.num_envs // runs)
+        self.observation, _ = env.reset(seed=seed)
+        self.resetting = np.zeros(env.num_envs, dtype=bool)
+        self.returns = np.zeros(env.num_envs)
+        self.finished = [deque(maxlen=100) for _ in range(runs)]
+
+    @torch.no_grad()
+    def roll_out(
+        self,
+        model: Callable[[Tensor], tuple[Tensor, Tensor]],
+        length: int,
+        generator: torch.Generator,
+    ) -> Rollout:
+        """Acts for `length` steps in every environment.
+
+        Args:
+            model: from observations [G, ..., D] to log-probabilities [G, ..., A] and values.
+            length: T.
+            generator: a CPU generator for the actions.
+        """
+        columns = []
+        for uniforms in torch.rand(length, *self.shape, generator=generator):
+            observation = self._per_run(self.observation)
+            log_pi, values = model(observation)
+            actions = draw(log_pi, uniforms)
+            self.observation, reward, terminated, truncated, _ = self.env.step(
+                actions.flatten().numpy()
+            )
+            of_step = (reward.astype(np.float32), terminated, self.resetting)
+            columns.append((observation, actions, log_pi, values, *map(self._per_run, of_step)))
+            self._count(reward, terminated | truncated)
+        observations, actions, log_pi, values, rewards, terminated, resetting = (
+            torch.stack(column, dim=2) for column in zip(*columns, strict=True)
+        )
+        _, last_value = model(self._per_run(self.observation))
+        next_values = torch.cat([values[..., 1:], last_value.unsqueeze(-1)], dim=-1)
+        next_values = next_values.masked_fill(terminated, 0)
+        return Rollout(observations, actions, log_pi, values, next_values, rewards, ~resetting)
+
+    def mean_returns(self) -> list[float]:
+        """The mean of each run's last 100 finished episodes; NaN where there is none."""
+        return [sum(done) / len(done) if done else math.nan for done in self.finished]
+
+    def _per_run(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).view(*self.shape, *x.shape[1:])
+
+    def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
+        self.returns += reward
+        for k in done.nonzero()[0]:
+            self.finished[k // self.shape[1]].append(self.returns[k])
+        self.returns[done] = 0
+        self.resetting = done
 
 
 gym.register(id="ppo_toy/TokenBandit-v0", entry_point="ppo_toy.envs:TokenBanditEnv")

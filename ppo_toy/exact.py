@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo_toy.advantages import reward_to_go
 from ppo_toy.objectives import penalized_objective
-from ppo_toy.policies import Policy, TabularPolicy
+from ppo_toy.policies import Policy, TabularPolicy, logsumexp_by
 from ppo_toy.trajectories import (
     Trajectories,
     enumerate_all,
     log_probs,
     per_step_kl,
     score,
+    step_log_probs,
 )
 from ppo_toy.worlds import prompt_weights
 
@@ -86,8 +88,8 @@ def evaluate(policy: Policy, reference: Policy, world: Any, beta: float | Tensor
     kl = per_step_kl(policy, reference, batch)
     numbers = (
         penalized_objective(rewards, kl, beta, batch.weights),
-        penalized_objective(rewards, kl, 0.0, batch.weights),
-        -penalized_objective(torch.zeros_like(rewards), kl, 1.0, batch.weights),
+        (batch.weights * rewards).sum(dim=-1),
+        (batch.weights * kl.sum(dim=-1)).sum(dim=-1),
     )
     return Evaluation(*(n.item() if n.dim() == 0 else n for n in numbers))
 
@@ -111,8 +113,10 @@ def gradient(
     """
     batch = enumerate_all(policy, world)
     kl = per_step_kl(policy, reference, batch)
-    objective = penalized_objective(score(world, batch), kl, beta, batch.weights)
-    return torch.autograd.grad(objective.sum(), tuple(policy.parameters()))
+    objective = penalized_objective(score(world, batch), kl, beta, batch.weights).sum()
+    return torch.autograd.grad(
+        objective, tuple(policy.parameters()), allow_unused=True, materialize_grads=True
+    )
 
 
 @torch.no_grad()
@@ -139,15 +143,14 @@ def optimum(reference: Policy, world: Any, beta: float) -> Optimum:
     batch, rewards, log_ref = _listed(reference, world)
     objective, reward, kl = _best(log_ref, rewards, beta, world)
     log_tilted = (log_ref + rewards / beta).flatten()
-    policy = _policy_with_mass(log_tilted, batch, reference, world)
-    return Optimum(objective, reward, kl, policy)
+    otherwise = step_log_probs(reference, batch).double()
+    policy = TabularPolicy.of_responses(world, batch, log_tilted, otherwise)
+    return Optimum(objective, reward, kl, policy.requires_grad_(False))
 
 
 @torch.no_grad()
 def frontier(reference: Policy, world: Any, betas: Any) -> Frontier:
-    """Returns KL and reward of the best policy for each beta.
-
-    No policy has more reward at the same KL; the curve is concave and its slope is beta.
+    """Returns KL and reward of the best policy for each beta; no policy has more at the same KL.
 
     Args:
         reference: the reference policy, without a leading axis of runs.
@@ -161,6 +164,62 @@ def frontier(reference: Policy, world: Any, betas: Any) -> Frontier:
     _, rewards, log_ref = _listed(reference, world)
     best = np.array([_best(log_ref, rewards, beta, world) for beta in betas])
     return Frontier(np.array(betas), kl=best[:, 2], reward=best[:, 1])
+
+
+@torch.no_grad()
+def values(policy: Policy, reference: Policy, world: Any, beta: float) -> Tensor:
+    """Returns V of the state before each token of every trajectory that `enumerate_all` lists.
+
+        V(s_t) = E[R - beta * sum_{t' >= t} KL_t' | s_t]
+
+    Args:
+        policy: any policy without a leading axis of runs.
+        reference: the frozen reference policy.
+        world: a world small enough to list.
+        beta: coefficient of the KL, reward per nat.
+
+    Returns:
+        [B, T], in reward; 0 where masked or where the policy never comes.
+    """
+    batch = enumerate_all(policy, world)
+    kl = per_step_kl(policy, reference, batch)
+    to_go = reward_to_go(score(world, batch), kl, beta, batch.mask) - beta * kl
+    state = TabularPolicy(world).to(kl.device).rows(batch.prompts, batch.tokens)[:, :-1]
+    weights = batch.weights.unsqueeze(1) * batch.mask
+    of_state = torch.zeros(2, int(state.max()) + 1, dtype=weights.dtype, device=kl.device)
+    of_state[0].index_add_(0, state.flatten(), weights.flatten())
+    of_state[1].index_add_(0, state.flatten(), (weights * to_go).flatten())
+    return (of_state[1] / of_state[0])[state].nan_to_num(0).masked_fill(~batch.mask, 0)
+
+
+@torch.no_grad()
+def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
+    """Returns V* of the state before each token of every trajectory that `enumerate_all` lists.
+
+        V*(s) = beta * log E_ref[exp(R / beta) | s]
+
+    It is the most that any policy can earn from s on, and satisfies the soft Bellman equation
+    V*(s) = beta * log sum_v ref(v | s) * exp(V*(s v) / beta), with R after the last token.
+
+    Args:
+        reference: the reference policy, without a leading axis of runs.
+        world: a world small enough to list.
+        beta: coefficient of the KL, reward per nat, > 0.
+
+    Returns:
+        [B, T], in reward; 0 where masked.
+
+    Source: Rafailov et al. (2024), From r to Q*, arXiv 2404.12358.
+    """
+    (beta,) = _checked_betas([beta])
+    batch, rewards, log_ref = _listed(reference, world)
+    state = TabularPolicy(world).to(rewards.device).rows(batch.prompts, batch.tokens)[:, :-1]
+    n_states = int(state.max()) + 1
+    log_mass = [
+        logsumexp_by(x.view(-1, 1).expand(state.shape)[batch.mask], state[batch.mask], n_states)
+        for x in (log_ref + rewards / beta, log_ref)
+    ]
+    return (beta * (log_mass[0] - log_mass[1]))[state].masked_fill(~batch.mask, 0)
 
 
 def _checked_betas(betas: Any) -> list[float]:
@@ -185,32 +244,7 @@ def _best(log_ref: Tensor, rewards: Tensor, beta: float, world: Any) -> tuple[fl
     """J*, R* and KL* for one beta."""
     log_z = (log_ref + rewards / beta).logsumexp(dim=1, keepdim=True)
     p = (log_ref + rewards / beta - log_z).exp()
-    per_prompt = torch.cat(
-        [
-            beta * log_z,
-            (p * rewards).sum(dim=1, keepdim=True),
-            (p * (rewards / beta - log_z)).sum(dim=1, keepdim=True),
-        ],
-        dim=1,
-    )
+    log_ratio = rewards / beta - log_z
+    reward, kl = (p * rewards).sum(dim=1), (p * log_ratio).sum(dim=1)
+    per_prompt = torch.stack([beta * log_z.squeeze(1), reward, kl], dim=1)
     return tuple((prompt_weights(world).to(log_ref.device) @ per_prompt).tolist())
-
-
-def _policy_with_mass(
-    log_mass: Tensor, batch: Trajectories, reference: Policy, world: Any
-) -> TabularPolicy:
-    """The policy that gives each listed response mass in proportion to exp(log_mass), [B]."""
-    policy = TabularPolicy(world).to(log_mass.device)
-    rows = policy.rows(batch.prompts, batch.tokens)[:, :-1][batch.mask]
-    entries = rows * policy.n_tokens + batch.tokens[batch.mask]
-    mass = log_mass.unsqueeze(1).expand(batch.mask.shape)[batch.mask]
-    # A logsumexp over the responses that go through each entry of the table.
-    largest = torch.full_like(policy.logits.flatten(), -torch.inf)
-    largest = largest.scatter_reduce(0, entries, mass, "amax")
-    shift = largest.where(largest.isfinite(), 0)
-    total = torch.zeros_like(largest).index_add(0, entries, (mass - shift[entries]).exp())
-    table = (total.log() + shift).view_as(policy.logits)
-    policy.logits[rows] = reference(batch.prompts, batch.tokens)[:, :-1][batch.mask].double()
-    reached = table.isfinite().any(dim=1)
-    policy.logits[reached] = table[reached]
-    return policy.requires_grad_(False)

@@ -13,7 +13,7 @@ def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
         KL(p || q) = sum_v p(v) * (log p(v) - log q(v))
 
     A token with p(v) = 0 adds nothing to the value or to the gradient. The result is inf where
-    q(v) = 0 < p(v). Both arguments are differentiated.
+    q(v) = 0 < p(v), and its gradient is then not a number. Both arguments are differentiated.
 
     Args:
         logits_p: unnormalised log-probabilities of p, [..., V].

@@ -75,8 +75,8 @@ def proportional(
 
 
 def _check(beta: float, kl: float, kl_target: float) -> None:
-    if not kl_target > 0:
-        raise ValueError(f"kl_target is {kl_target}; it must be positive")
+    if not 0 < kl_target < float("inf"):
+        raise ValueError(f"kl_target is {kl_target}; it must be positive and finite")
     if not beta >= 0:
         raise ValueError(f"beta is {beta}; it must be 0 or more")
     if kl != kl:

@@ -70,7 +70,7 @@ def policy_gradient_surrogate(
 
 
 def clipped_surrogate(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip: float
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip: float | Tensor
 ) -> Tensor:
     """Returns PPO's clipped surrogate of each token.
 
@@ -84,7 +84,7 @@ def clipped_surrogate(
         log_probs: of the tokens under the policy, [B, T], in nats.
         old_log_probs: under the policy that drew them, [B, T], in nats.
         advantages: [B, T], in reward.
-        clip: epsilon, > 0; `math.inf` leaves the ratio free.
+        clip: epsilon, > 0, or one for each run, [G]; `math.inf` leaves the ratio free.
 
     Returns:
         [B, T], in reward, to be maximised.
@@ -94,8 +94,9 @@ def clipped_surrogate(
 
     Source: Schulman et al. (2017), eq. 7; eq. 6 with `clip=math.inf`.
     """
-    if not clip > 0:
-        raise ValueError(f"clip is {clip}; it must be positive")
+    clip = _per_run(clip, log_probs).unsqueeze(-1)
+    if not (clip > 0).all():
+        raise ValueError(f"clip is {clip.squeeze().tolist()}; it must be positive")
     ratio = (log_probs - old_log_probs.detach()).exp()
     advantages = advantages.detach()
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)

@@ -164,7 +164,7 @@ def histogram(values: Any, *, ax: Axes, exact: float, title: str, quantity: str 
 
 
 def simplex(
-    values: Any, *, ax: Axes, corners: Sequence[str], levels: int = 12, label: str = "J (reward)"
+    values: Any, *, ax: Axes, corners: Sequence[str], levels: Any = 12, label: str = "J (reward)"
 ) -> Axes:
     """Draws a function of three probabilities as contours over their triangle.
 
@@ -172,7 +172,7 @@ def simplex(
         values: callable from probabilities [n, 3] to numbers [n].
         ax: where to draw.
         corners: names of the three tokens.
-        levels: how many contour levels.
+        levels: how many contour levels, or the levels themselves.
         label: of the colour bar.
     """
     n = 60

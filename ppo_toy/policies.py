@@ -30,7 +30,7 @@ class TabularPolicy(nn.Module):
         logits: one row for each prompt and prefix, [S, V] or [G, S, V], in nats; zeros by default.
 
     Raises:
-        ValueError: `logits` has another shape.
+        ValueError: `logits` has another shape, or two prompts are the same.
     """
 
     def __init__(self, world: Any, logits: Tensor | None = None) -> None:
@@ -47,6 +47,8 @@ class TabularPolicy(nn.Module):
                 f"logits has shape {tuple(logits.shape)}; this world needs {table}, "
                 "with or without a leading axis of runs"
             )
+        if len(world.prompts.unique(dim=0)) < len(world.prompts):
+            raise ValueError("two of the world's prompts are the same; each needs rows of its own")
         self.logits = nn.Parameter(logits.detach().clone())
         self.register_buffer("known_prompts", world.prompts.clone())
 
@@ -64,14 +66,39 @@ class TabularPolicy(nn.Module):
         size = cls(world).logits.shape
         return cls(world, scale * torch.randn(size, generator=generator, dtype=torch.float64))
 
+    @classmethod
+    def of_responses(
+        cls, world: Any, batch: Any, log_mass: Tensor, otherwise: Tensor
+    ) -> "TabularPolicy":
+        """Returns the policy that draws each listed response in proportion to its mass.
+
+        Args:
+            world: as for the class.
+            batch: every response, as `enumerate_all` lists them.
+            log_mass: logarithm of each response's mass, [B].
+            otherwise: logits for the states below which there is no mass, [B, T, V].
+        """
+        policy = cls(world).to(log_mass.device)
+        rows = policy.rows(batch.prompts, batch.tokens)[:, :-1][batch.mask]
+        entries = rows * policy.n_tokens + batch.tokens[batch.mask]
+        mass = log_mass.unsqueeze(1).expand(batch.mask.shape)[batch.mask]
+        table = logsumexp_by(mass, entries, policy.logits.numel()).view_as(policy.logits)
+        with torch.no_grad():
+            policy.logits[rows] = otherwise[batch.mask]
+            reached = table.isfinite().any(dim=1)
+            policy.logits[reached] = table[reached]
+        return policy
+
     def repeat(self, runs: int) -> "TabularPolicy":
         """Returns a policy of `runs` equal tables, each of which learns for itself.
 
         Raises:
             ValueError: `runs` is below 1, or this policy has an axis of runs already.
         """
-        if runs < 1 or self.runs:
-            raise ValueError(f"runs is {runs}, and the policy has the runs {self.runs} already")
+        if runs < 1:
+            raise ValueError(f"runs is {runs}; it must be 1 or more")
+        if self.runs:
+            raise ValueError(f"the policy has runs already, {self.runs}; repeat a single table")
         twin = copy.deepcopy(self)
         twin.logits = nn.Parameter(self.logits.detach().expand(runs, -1, -1).clone())
         return twin
@@ -93,7 +120,8 @@ class TabularPolicy(nn.Module):
             nothing to choose, and the last position repeats some row of the table.
 
         Raises:
-            ValueError: a prompt is not one of the world's, or a response is too long.
+            ValueError: a prompt is not one of the world's, or a response is too long or holds
+                something that is no token.
         """
         rows = self.rows(prompts, responses)
         if self.runs:
@@ -103,6 +131,10 @@ class TabularPolicy(nn.Module):
 
     def rows(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Returns the row of the table that each position reads, [B, t + 1]; see `forward`."""
+        if (responses.clamp(0, self.n_tokens - 1) != responses).any():
+            raise ValueError(
+                f"a response holds a token that is not one of 0 to {self.n_tokens - 1}"
+            )
         if responses.shape[-1] > self.response_length:
             raise ValueError(
                 f"the responses have {responses.shape[-1]} tokens, the table is made for "
@@ -117,6 +149,11 @@ class TabularPolicy(nn.Module):
         return self.n_nodes * prompt.unsqueeze(-1) + node
 
     def _prompt_index(self, prompts: Tensor) -> Tensor:
+        if prompts.shape[-1] != self.known_prompts.shape[-1]:
+            raise ValueError(
+                f"the prompts have {prompts.shape[-1]} tokens, the world's "
+                f"{self.known_prompts.shape[-1]}"
+            )
         equal = (prompts.unsqueeze(-2) == self.known_prompts).all(dim=-1)
         if not equal.any(dim=-1).all():
             stranger = prompts[~equal.any(dim=-1)][0].tolist()
@@ -124,7 +161,38 @@ class TabularPolicy(nn.Module):
         return equal.to(torch.uint8).argmax(dim=-1)
 
 
+class TabularValue(nn.Module):
+    """A value for every prompt and every prefix of fewer than T tokens; zeros at the start.
+
+    Args:
+        world: gives prompts, vocabulary and response length.
+    """
+
+    def __init__(self, world: Any) -> None:
+        """Builds the table; see the class."""
+        super().__init__()
+        self._numbering = TabularPolicy(world).requires_grad_(False)
+        self.values = nn.Parameter(torch.zeros_like(self._numbering.logits[:, 0]))
+
+    def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        """Returns the value of the state before each token, [B, t + 1], in reward.
+
+        Raises:
+            ValueError: as for `TabularPolicy`.
+        """
+        return self.values[self._numbering.rows(prompts, responses)]
+
+
 def device_of(policy: Policy) -> torch.device:
     """The device of a policy's first parameter; the CPU for one without parameters."""
     parameters = policy.parameters() if isinstance(policy, torch.nn.Module) else iter(())
     return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+def logsumexp_by(x: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """The logsumexp of the numbers in each group, [n_groups]; -inf for a group without any."""
+    largest = torch.full((n_groups,), -torch.inf, dtype=x.dtype, device=x.device)
+    largest = largest.scatter_reduce(0, group, x, "amax")
+    shift = largest.where(largest.isfinite(), 0)
+    total = torch.zeros_like(largest).index_add(0, group, (x - shift[group]).exp())
+    return total.log() + shift

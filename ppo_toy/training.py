@@ -77,7 +77,7 @@ def train(
     generator: torch.Generator,
     epochs: int = 1,
     controller: Controller = fixed,
-    clip: float = math.inf,
+    clip: float | Tensor = math.inf,
     beta_old: float | Tensor = 0.0,
     controller_old: Controller = fixed,
     tolerance: float | None = None,
@@ -98,7 +98,7 @@ def train(
         generator: a CPU generator, the only source of randomness.
         epochs: updates made from one batch, >= 1.
         controller: from (beta, kl) to the next beta, once a step; kl in nats per response.
-        clip: epsilon of the clipped surrogate; `math.inf` for none.
+        clip: epsilon of the clipped surrogate, one for each run or for all; `math.inf` for none.
         beta_old: coefficient of KL(old || policy), >= 0. It has no effect in the first epoch,
             where that KL and its gradient are exactly 0.
         controller_old: from (beta_old, kl_old) to the next beta_old, once a step.

@@ -193,6 +193,8 @@ def masked_kl(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(
             f"the policies have {log_p.shape[-1]} and {log_q.shape[-1]} tokens to choose from"
         )
+    # An infinite divergence behind the mask would leave NaN in the gradient.
+    log_q = torch.where(mask.unsqueeze(-1), log_q, log_p.detach())
     return kl_of_log_probs(log_p, log_q).masked_fill(~mask, 0)
 
 
@@ -215,7 +217,8 @@ def score(world: Any, trajectories: Trajectories) -> Tensor:
         )
     if not rewards.isfinite().all():
         at = (~rewards.isfinite()).nonzero()[0].item()
-        words = [world.vocabulary[token] for token in responses[at]]
+        said = responses[at][trajectories.mask.expand(*lead, -1).flatten(end_dim=-2)[at]]
+        words = [world.vocabulary[token] for token in said]
         raise ValueError(f"the reward of {words} is {rewards[at].item()}")
     return rewards.unflatten(0, lead)
 
@@ -228,6 +231,9 @@ def _next_logits(policy: Policy, prompts: Tensor, responses: Tensor, n_tokens: i
             f"the policy's logits for the next token are {tuple(logits.shape)}; the world has "
             f"{n_tokens} tokens and the batch {tuple(responses.shape[:-1])} responses"
         )
-    if logits.isnan().any():
-        raise ValueError(f"the policy's logits hold NaN at token {responses.shape[-1]}")
+    if not logits.amax(dim=-1).isfinite().all():
+        raise ValueError(
+            f"the policy's logits for token {responses.shape[-1]} hold NaN or inf, or no token "
+            "has any probability"
+        )
     return logits

@@ -40,7 +40,7 @@ class TokenBandit:
 
     def __post_init__(self) -> None:
         """Checks the table and fills in the vocabulary."""
-        if self.rewards.dim() != 2:
+        if self.rewards.dim() != 2 or len(self.rewards) == 0:
             raise ValueError(f"rewards has shape {tuple(self.rewards.shape)}; it must be [n, V]")
         _check_finite(self.rewards)
         object.__setattr__(
@@ -96,7 +96,7 @@ class TokenSequence:
             raise ValueError(f"response_length is {self.response_length}; it must be 1 or more")
         if self.end_token is not None and not 0 <= self.end_token < n_tokens:
             raise ValueError(f"end_token is {self.end_token}; the tokens are 0 to {n_tokens - 1}")
-        if self.prompts.dim() != 2 or self.prompts.dtype != torch.long:
+        if self.prompts.dim() != 2 or not len(self.prompts) or self.prompts.dtype != torch.long:
             raise ValueError(
                 f"prompts has shape {tuple(self.prompts.shape)} and type {self.prompts.dtype}; "
                 "it must be [n, P] of torch.long"
@@ -117,8 +117,8 @@ class TokenSequence:
         Raises:
             ValueError: the axes after the first differ in length, or an entry is not finite.
         """
-        n_prompts, *steps = table.shape
-        if not steps or len(set(steps)) != 1:
+        n_prompts, *steps = table.shape if table.dim() else (0,)
+        if not n_prompts or len(set(steps)) != 1:
             raise ValueError(f"table has shape {tuple(table.shape)}; it must be [n, V, ..., V]")
         _check_finite(table)
 
@@ -158,7 +158,7 @@ def prompt_weights(world: Any) -> Tensor:
     if weights is None:
         return torch.full((n,), 1 / n, dtype=torch.float64)
     weights = torch.as_tensor(weights, dtype=torch.float64)
-    if weights.shape != (n,) or (weights < 0).any() or abs(weights.sum().item() - 1) > 1e-6:
+    if weights.shape != (n,) or not (weights >= 0).all() or abs(weights.sum().item() - 1) > 1e-6:
         raise ValueError(f"prompt_weights is {weights.tolist()}; it must be {n} that sum to 1")
     return weights
 

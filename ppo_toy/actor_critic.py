@@ -1,0 +1,205 @@
+"""PPO with a value function, for environments that this course did not make.
+
+The same `objectives` and `advantages` as everywhere else; what is new is that an episode can be cut
+short (truncated) without having ended (terminated), and that there is no reference policy. The KL
+here is to the policy that drew the batch, kl_old.
+
+Departures from Schulman et al. (2017): each epoch is one minibatch, the advantages of a batch are
+whitened, and the step size and clip shrink linearly to 0.
+
+G runs with different random numbers stand side by side in every tensor and share nothing.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppo_toy.advantages import gae, whiten
+from ppo_toy.envs import Driver, Rollout
+from ppo_toy.kl import kl_of_log_probs
+from ppo_toy.kl_controllers import double_or_halve
+from ppo_toy.objectives import clipped_surrogate, kl_penalty_surrogate, value_loss
+from ppo_toy.progress import bar
+
+
+class ActorCritic(nn.Module):
+    """Two networks of the same shape for each run: one for the logits, one for the value.
+
+    Both have two hidden layers of tanh units. All weights of a layer stand in one tensor, so that
+    one matrix product serves every network.
+
+    Args:
+        n_observations: D, numbers in an observation.
+        n_actions: A, actions to choose from.
+        runs: G.
+        hidden: units in a layer.
+        generator: a CPU generator for the initial weights, which are orthogonal.
+    """
+
+    def __init__(
+        self,
+        n_observations: int,
+        n_actions: int,
+        *,
+        runs: int = 1,
+        hidden: int = 64,
+        generator: torch.Generator,
+    ) -> None:
+        """Draws the weights; see the class."""
+        super().__init__()
+        self.runs = runs
+        sizes = [n_observations, hidden, hidden, n_actions]
+        # A small last layer of the actor starts every policy close to uniform.
+        gains = [(math.sqrt(2), math.sqrt(2)), (math.sqrt(2), math.sqrt(2)), (0.01, 1.0)]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out, (actor, critic) in zip(sizes[:-1], sizes[1:], gains, strict=True):
+            weights = torch.empty(2 * runs, fan_in, fan_out)
+            for k, weight in enumerate(weights):
+                gain = actor if k < runs else critic
+                nn.init.orthogonal_(weight, gain, generator=generator)
+            self.weights.append(nn.Parameter(weights))
+            self.biases.append(nn.Parameter(torch.zeros(2 * runs, 1, fan_out)))
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns log-probabilities of the actions and values.
+
+        Args:
+            observations: [G, ..., D].
+
+        Returns:
+            [G, ..., A] in nats, and [G, ...].
+        """
+        lead = observations.shape[:-1]
+        x = observations.reshape(self.runs, -1, observations.shape[-1]).repeat(2, 1, 1)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x if layer == 0 else x.tanh(), weight)
+        actor, critic = x.split(self.runs)
+        return actor.log_softmax(dim=-1).view(*lead, -1), critic[..., 0].view(lead)
+
+
+class Curve(NamedTuple):
+    """How training went, one row for each rollout.
+
+    Attributes:
+        steps: environment steps of one run so far, [K].
+        mean_return: of the run's last 100 finished episodes, [K, G]; NaN before the first.
+        kl_old: mean KL(old || new) of a state after the update, in nats, [K, G].
+        beta_old: its coefficient in force, [K, G].
+    """
+
+    steps: np.ndarray
+    mean_return: np.ndarray
+    kl_old: np.ndarray
+    beta_old: np.ndarray
+
+
+def train_on(
+    env: Any,
+    model: ActorCritic,
+    *,
+    steps: int,
+    length: int,
+    epochs: int,
+    learning_rate: float,
+    gamma: float,
+    lam: float,
+    generator: torch.Generator,
+    seed: int,
+    clip: float = math.inf,
+    beta_old: float = 0.0,
+    kl_target: float | None = None,
+    max_norm: float = 0.5,
+) -> Curve:
+    """Trains the model in place, with PPO's clip, its KL penalty, or neither.
+
+    Args:
+        env: a Gymnasium vector environment with discrete actions that resets at the next step,
+            with as many copies for each run of the model.
+        model: policy and value.
+        steps: environment steps of each run in all.
+        length: T, steps of each environment in a rollout.
+        epochs: updates from one rollout.
+        learning_rate: of Adam at the start; falls linearly to 0.
+        gamma: discount.
+        lam: of GAE.
+        generator: a CPU generator for the actions.
+        seed: of the environments.
+        clip: epsilon at the start, falling linearly to 0; `math.inf` for none.
+        beta_old: coefficient of KL(old || new), for whitened advantages; if above 0, in place of
+            the clip.
+        kl_target: adapts beta_old by double-or-halve to this KL, nats per state; None keeps it.
+        max_norm: the gradient of a run is scaled down to this norm.
+
+    Raises:
+        ValueError: the environment resets in another way, its copies do not share out among the
+            runs, or the steps do not fill one rollout.
+    """
+    if str(env.metadata.get("autoreset_mode")) != "AutoresetMode.NEXT_STEP":
+        raise ValueError(f"autoreset_mode is {env.metadata.get('autoreset_mode')}; use NEXT_STEP")
+    if env.num_envs % model.runs:
+        raise ValueError(f"{env.num_envs} environments cannot be shared by {model.runs} runs")
+    per_rollout = length * env.num_envs // model.runs
+    if steps < per_rollout:
+        raise ValueError(f"steps is {steps}; one rollout has {per_rollout}")
+    adam = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5, fused=True)
+    driver = Driver(env, runs=model.runs, seed=seed)
+    beta = torch.full((model.runs,), float(beta_old))
+    rows = []
+    for k in bar(range(steps // per_rollout), "training"):
+        left = 1 - k * per_rollout / steps
+        adam.param_groups[0]["lr"] = learning_rate * left
+        rollout = driver.roll_out(model, length, generator)
+        advantages = gae(rollout.rewards, rollout.values, rollout.mask, gamma=gamma, lam=lam,
+            next_values=rollout.next_values)  # fmt: skip
+        for _ in range(epochs):
+            loss = _loss(model, rollout, advantages, clip * left, beta)
+            adam.zero_grad()
+            loss.sum().backward()
+            _limit_norms(model, max_norm)
+            adam.step()
+        kl_old = _kl_old(model, rollout)
+        rows.append((driver.mean_returns(), kl_old.tolist(), beta.tolist()))
+        if kl_target is not None:
+            pairs = zip(beta.tolist(), kl_old.tolist(), strict=True)
+            beta = torch.tensor([double_or_halve(*pair, kl_target=kl_target) for pair in pairs])
+    steps_so_far = per_rollout * np.arange(1, len(rows) + 1)
+    return Curve(steps_so_far, *np.array(rows).transpose(1, 0, 2))
+
+
+def _loss(
+    model: ActorCritic, rollout: Rollout, advantages: Tensor, clip: float, beta: Tensor
+) -> Tensor:
+    """To be minimised, one for each run: value loss less surrogate, means over the steps."""
+    log_pi, values = model(rollout.observations)
+    index = rollout.actions.unsqueeze(-1)
+    log_probs, old_log_probs = (x.gather(-1, index).squeeze(-1) for x in (log_pi, rollout.log_pi))
+    whitened = whiten(advantages, rollout.mask)
+    if beta.any():
+        kl_old = kl_of_log_probs(rollout.log_pi, log_pi)
+        gain = kl_penalty_surrogate(log_probs, old_log_probs, whitened, kl_old, beta)
+    else:
+        gain = clipped_surrogate(log_probs, old_log_probs, whitened, clip=clip)
+    weights = 1 / rollout.mask.sum(dim=(1, 2), keepdim=True)[..., 0].expand(gain.shape[:-1])
+    objective = (weights * gain.masked_fill(~rollout.mask, 0).sum(dim=-1)).sum(dim=-1)
+    return value_loss(values, advantages + rollout.values, rollout.mask, weights) - objective
+
+
+@torch.no_grad()
+def _limit_norms(model: ActorCritic, max_norm: float) -> None:
+    """Scales the gradient of each run, over actor and critic together, to at most `max_norm`."""
+    gradients = [p.grad.view(2, model.runs, *p.shape[1:]) for p in model.parameters()]
+    squares = torch.stack([g.square().sum(dim=(0, 2, 3)) for g in gradients]).sum(dim=0)
+    scale = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1)
+    for g in gradients:
+        g.mul_(scale.view(-1, 1, 1))
+
+
+@torch.no_grad()
+def _kl_old(model: ActorCritic, rollout: Rollout) -> Tensor:
+    log_pi, _ = model(rollout.observations)
+    kl = kl_of_log_probs(rollout.log_pi, log_pi).masked_fill(~rollout.mask, 0)
+    return kl.sum(dim=(1, 2)) / rollout.mask.sum(dim=(1, 2))
