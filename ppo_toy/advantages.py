@@ -153,7 +153,9 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     if not mask.any():
         raise ValueError("the mask is False everywhere; there is nothing to whiten")
     count = mask.sum(dim=(-2, -1), keepdim=True)
-    centred = x - x.masked_fill(~mask, 0).sum(dim=(-2, -1), keepdim=True) / count
-    centred = centred.masked_fill(~mask, 0)
+    centred = x.masked_fill(~mask, 0)
+    for _ in range(2):  # the second time takes away the rounding error of the first mean
+        mean = centred.sum(dim=(-2, -1), keepdim=True) / count
+        centred = (centred - mean).masked_fill(~mask, 0)
     variance = centred.square().sum(dim=(-2, -1), keepdim=True) / count
     return centred * torch.rsqrt(variance + 1e-8)

@@ -41,14 +41,7 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
-    """The best policy and what it is worth.
-
-    Attributes:
-        objective: J* = beta * E[log Z], in reward.
-        reward: its expected reward.
-        kl: its expected KL to the reference, in nats per response.
-        policy: the best policy, callable like any other.
-    """
+    """The best policy, callable like any other, and what it is worth; units as in Evaluation."""
 
     objective: float
     reward: float
@@ -57,12 +50,9 @@ class Optimum:
 
 
 class Frontier(NamedTuple):
-    """The most reward that any policy can have at a given KL: one point for each beta.
+    """The most reward that any policy can have at a given KL: one point for each beta, [K].
 
-    Attributes:
-        beta: [K], reward per nat; the slope of the frontier at the point.
-        kl: [K], nats per response.
-        reward: [K].
+    The slope at a point is its `beta`, in reward per nat; `kl` is in nats per response.
     """
 
     beta: np.ndarray
@@ -83,13 +73,11 @@ def evaluate(policy: Policy, reference: Policy, world: Any, beta: float | Tensor
     Raises:
         ValueError: the world is too large, a reward is not finite, or the vocabularies differ.
     """
-    batch = enumerate_all(policy, world)
-    rewards = score(world, batch)
-    kl = per_step_kl(policy, reference, batch)
+    rewards, kl, weights = _terms(policy, reference, world)
     numbers = (
-        penalized_objective(rewards, kl, beta, batch.weights),
-        (batch.weights * rewards).sum(dim=-1),
-        (batch.weights * kl.sum(dim=-1)).sum(dim=-1),
+        penalized_objective(rewards, kl, beta, weights),
+        (weights * rewards).sum(dim=-1),
+        (weights * kl.sum(dim=-1)).sum(dim=-1),
     )
     return Evaluation(*(n.item() if n.dim() == 0 else n for n in numbers))
 
@@ -111,9 +99,8 @@ def gradient(
     Raises:
         ValueError: as for `evaluate`.
     """
-    batch = enumerate_all(policy, world)
-    kl = per_step_kl(policy, reference, batch)
-    objective = penalized_objective(score(world, batch), kl, beta, batch.weights).sum()
+    rewards, kl, weights = _terms(policy, reference, world)
+    objective = penalized_objective(rewards, kl, beta, weights).sum()
     return torch.autograd.grad(
         objective, tuple(policy.parameters()), allow_unused=True, materialize_grads=True
     )
@@ -126,7 +113,7 @@ def optimum(reference: Policy, world: Any, beta: float) -> Optimum:
         pi*(y | x) = ref(y | x) * exp(R(x, y) / beta) / Z(x),  J* = E_x[beta * log Z(x)]
 
     Token by token, pi*(v | s) is the share of pi*'s mass below state s that goes through v. A
-    state that pi* never reaches keeps the reference's logits.
+    state that pi* never reaches keeps the reference's distribution.
 
     Args:
         reference: the reference policy, without a leading axis of runs.
@@ -188,7 +175,8 @@ def values(policy: Policy, reference: Policy, world: Any, beta: float) -> Tensor
     weights = batch.weights.unsqueeze(1) * batch.mask
     of_state = torch.zeros(2, int(state.max()) + 1, dtype=weights.dtype, device=kl.device)
     of_state[0].index_add_(0, state.flatten(), weights.flatten())
-    of_state[1].index_add_(0, state.flatten(), (weights * to_go).flatten())
+    worth = torch.where(weights > 0, weights * to_go, 0)
+    of_state[1].index_add_(0, state.flatten(), worth.flatten())
     return (of_state[1] / of_state[0])[state].nan_to_num(0).masked_fill(~batch.mask, 0)
 
 
@@ -207,7 +195,7 @@ def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
         beta: coefficient of the KL, reward per nat, > 0.
 
     Returns:
-        [B, T], in reward; 0 where masked.
+        [B, T], in reward; 0 where masked or where the reference never comes.
 
     Source: Rafailov et al. (2024), From r to Q*, arXiv 2404.12358.
     """
@@ -219,7 +207,18 @@ def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
         logsumexp_by(x.view(-1, 1).expand(state.shape)[batch.mask], state[batch.mask], n_states)
         for x in (log_ref + rewards / beta, log_ref)
     ]
-    return (beta * (log_mass[0] - log_mass[1]))[state].masked_fill(~batch.mask, 0)
+    return (beta * (log_mass[0] - log_mass[1]))[state].nan_to_num(0).masked_fill(~batch.mask, 0)
+
+
+def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """R [B], KL [B, T] and weights [B] of every response that can occur."""
+    batch = enumerate_all(policy, world)
+    possible = (batch.weights > 0).reshape(-1, len(batch.prompts)).any(dim=0)
+    batch = Trajectories(
+        *(x[possible] for x in (batch.prompts, batch.responses, batch.mask)),
+        weights=batch.weights[..., possible],
+    )
+    return score(world, batch), per_step_kl(policy, reference, batch), batch.weights
 
 
 def _checked_betas(betas: Any) -> list[float]:

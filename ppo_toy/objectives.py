@@ -18,7 +18,7 @@ def penalized_objective(
 
         J = sum_i weights_i * (R_i - beta * sum_t KL_it)
 
-    Differentiated in all its tensors. With enumerated weights, which are probabilities, its
+    Differentiated in rewards, kl and weights. With enumerated weights, which are probabilities, its
     gradient is the gradient of J. With sampled weights, which are constants, it is
     -beta * E[sum_t grad KL_t] whatever the reward: use `policy_gradient_surrogate` there.
 

@@ -14,6 +14,7 @@ the tokens of a response and not means; each epoch is one minibatch.
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -100,7 +101,7 @@ def train(
         controller: from (beta, kl) to the next beta, once a step; kl in nats per response.
         clip: epsilon of the clipped surrogate, one for each run or for all; `math.inf` for none.
         beta_old: coefficient of KL(old || policy), >= 0. It has no effect in the first epoch,
-            where that KL and its gradient are exactly 0.
+            where that KL is 0 and its gradient too.
         controller_old: from (beta_old, kl_old) to the next beta_old, once a step.
         tolerance: stop once the mean J of the last 50 steps is less than this above that of the
             50 before, in every run, in reward; None takes all the steps.
@@ -113,11 +114,14 @@ def train(
     for name, number in (("steps", steps), ("batch_size", batch_size), ("epochs", epochs)):
         if number < 1:
             raise ValueError(f"{name} is {number}; it must be 1 or more")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate is {learning_rate}; it must be positive")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate is {learning_rate}; it must be positive and finite")
+    if epochs == 1 and controller_old is not fixed:
+        raise ValueError("controller_old has nothing to go by: kl_old is measured if epochs > 1")
     _check_policies(policy, reference, world)
     beta = _for_each_run("beta", beta, policy)
     beta_old = _for_each_run("beta_old", beta_old, policy)
+    clip = _for_each_run("clip", clip, policy, most=math.inf)
     adam = torch.optim.Adam(policy.parameters(), lr=learning_rate)
     rows: list[tuple[Tensor, ...]] = []
     try:
@@ -150,13 +154,13 @@ def train(
             mean_kl = (batch.weights * old_kl.sum(dim=-1)).sum(dim=-1)
             moved = _moved(policy, log_old, batch, epochs)
             rows.append((objective, mean_reward, mean_kl, beta, moved, beta_old))
-            beta = _adapted(controller, beta, mean_kl)
-            beta_old = _adapted(controller_old, beta_old, moved)
+            beta = _adapted("beta", controller, beta, mean_kl, policy)
+            beta_old = _adapted("beta_old", controller_old, beta_old, moved, policy)
             if _converged(rows, tolerance):  # 9
                 break
     except KeyboardInterrupt:
         warnings.warn(f"interrupted: the history holds {len(rows)} of {steps} steps", stacklevel=2)
-    return _history(rows)
+    return _history(rows, beta.shape)
 
 
 @torch.no_grad()
@@ -168,21 +172,24 @@ def _moved(policy: Policy, log_old: Tensor, batch: Trajectories, epochs: int) ->
     return (batch.weights * kl_old.sum(dim=-1)).sum(dim=-1)
 
 
-def _for_each_run(name: str, beta: float | Tensor, policy: Policy) -> Tensor:
+def _for_each_run(
+    name: str, numbers: float | Tensor, policy: Policy, most: float = sys.float_info.max
+) -> Tensor:
     runs = getattr(policy, "runs", ())
-    beta = torch.as_tensor(beta, dtype=torch.float64)
-    if beta.shape not in ((), runs):
-        raise ValueError(f"{name} has shape {tuple(beta.shape)}; the policy's runs are {runs}")
-    if not (beta >= 0).all():
-        raise ValueError(f"{name} is {beta.tolist()}; it must be 0 or more")
-    return beta.expand(runs).to(device_of(policy))
+    numbers = torch.as_tensor(numbers, dtype=torch.float64)
+    if numbers.shape not in ((), runs):
+        raise ValueError(f"{name} has shape {tuple(numbers.shape)}; the policy's runs are {runs}")
+    if not ((numbers >= 0) & (numbers <= most)).all():
+        raise ValueError(f"{name} is {numbers.tolist()}; it must be 0 or more, and finite")
+    return numbers.expand(runs).to(device_of(policy))
 
 
-def _adapted(controller: Controller, beta: Tensor, kl: Tensor) -> Tensor:
+def _adapted(name: str, controller: Controller, beta: Tensor, kl: Tensor, policy: Policy) -> Tensor:
     if controller is fixed:
         return beta
     pairs = zip(beta.flatten().tolist(), kl.flatten().tolist(), strict=True)
-    return beta.new_tensor([controller(*pair) for pair in pairs]).view_as(beta)
+    adapted = beta.new_tensor([controller(*pair) for pair in pairs])
+    return _for_each_run(name, adapted.view_as(beta), policy)
 
 
 def _converged(rows: list[tuple[Tensor, ...]], tolerance: float | None) -> bool:
@@ -193,9 +200,10 @@ def _converged(rows: list[tuple[Tensor, ...]], tolerance: float | None) -> bool:
     return bool((gain < tolerance).all())
 
 
-def _history(rows: list[tuple[Tensor, ...]]) -> History:
-    columns = list(zip(*rows, strict=True)) or [()] * len(fields(History))
-    return History(*(torch.stack(c).double().cpu() if c else torch.zeros(0) for c in columns))
+def _history(rows: list[tuple[Tensor, ...]], runs: torch.Size) -> History:
+    if not rows:
+        return History(*[torch.zeros(0, *runs, dtype=torch.float64)] * len(fields(History)))
+    return History(*(torch.stack(c).double().cpu() for c in zip(*rows, strict=True)))
 
 
 def _check_finite(objective: Tensor, step: int) -> None:
@@ -210,6 +218,9 @@ def _check_policies(policy: nn.Module, reference: Policy, world: Any) -> None:
     shared = set(policy.parameters())
     if isinstance(reference, nn.Module) and shared.intersection(reference.parameters()):
         raise ValueError("the reference shares parameters with the policy; give it a copy")
+    runs = getattr(policy, "runs", ())
+    if getattr(reference, "runs", ()) not in ((), runs):
+        raise ValueError(f"the reference has runs {reference.runs}, the policy {runs}")
     for name, which in (("policy", policy), ("reference", reference)):
         device = device_of(which)
         nothing_yet = torch.zeros(1, 0, dtype=torch.long, device=device)

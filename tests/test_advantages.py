@@ -7,7 +7,7 @@ from problems import random_logits, random_policies, random_world
 from torch import Tensor
 from torch.testing import assert_close
 
-from ppo_toy.advantages import gae, leave_one_out, reward_to_go, whiten
+from ppo_toy.advantages import gae, leave_one_out, reward_to_go, token_rewards, whiten
 from ppo_toy.trajectories import enumerate_all, per_step_kl, score
 
 LENGTHS = [4, 1, 3, 2]
@@ -49,6 +49,15 @@ def test_a_token_answers_for_the_reward_less_the_kl_of_later_steps():
     assert_close(got, torch.tensor([first, second]))
 
 
+def test_each_token_pays_for_its_kl_and_the_last_one_earns_the_reward():
+    rewards = torch.tensor([5.0, -2.0, 3.0])
+    kl = torch.tensor([[0.5, 1.0, 0.25], [0.75, 2.0, 99.0], [0.125, 99.0, 99.0]])
+    got = token_rewards(rewards, kl, 2.0, mask_of([3, 2, 1], 3))
+    first = [-2 * 0.5, -2 * 1.0, 5 - 2 * 0.25]
+    second = [-2 * 0.75, -2 - 2 * 2.0, 0.0]
+    assert_close(got, torch.tensor([first, second, [3 - 2 * 0.125, 0.0, 0.0]]))
+
+
 def test_leave_one_out_takes_off_the_mean_of_the_others_that_reach_the_step():
     returns = torch.tensor([[1.0, 4.0, 7.0], [3.0, -2.0, 99.0], [8.0, 99.0, 99.0]])
     got = leave_one_out(returns, mask_of([3, 2, 1], 3))
@@ -65,6 +74,17 @@ def test_generalized_advantages_of_two_responses_by_hand():
     first_delta, second_delta = 1 + 0.5 * 3 - 0.5, 2 - 3.0
     expected = [[first_delta + 0.5 * 0.25 * second_delta, second_delta], [4 - 6.0, 0.0]]
     assert_close(got, torch.tensor(expected))
+
+
+def test_an_episode_cut_short_has_a_future_and_one_that_ended_has_none():
+    rewards = torch.tensor([[1.0, 2.0, 99.0, 4.0]])
+    values = torch.tensor([[0.5, 3.0, 99.0, 6.0]])
+    # the first episode ends, the second is cut short in a state that is worth 8
+    after = torch.tensor([[3.0, 0.0, 99.0, 8.0]])
+    mask = torch.tensor([[True, True, False, True]])
+    got = gae(rewards, values, mask, gamma=0.5, lam=0.25, next_values=after)
+    first, second, third = 1 + 0.5 * 3 - 0.5, 2 - 3.0, 4 + 0.5 * 8 - 6
+    assert_close(got, torch.tensor([[first + 0.5 * 0.25 * second, second, 0.0, third]]))
 
 
 def test_whitening_divides_by_the_spread_of_the_batch_itself():
@@ -93,6 +113,7 @@ def test_a_function_of_runs_treats_each_run_alone(seed):
     rewards, betas = random_logits(seed + 2, 3, 4), torch.tensor([0.0, 0.5, 2.0])
     together = (
         reward_to_go(rewards, kl, betas, mask),
+        token_rewards(rewards, kl, betas, mask),
         leave_one_out(kl, mask),
         gae(kl, values, mask, gamma=0.9, lam=0.8),
         whiten(kl, mask),
@@ -100,6 +121,7 @@ def test_a_function_of_runs_treats_each_run_alone(seed):
     for run in range(3):
         alone = (
             reward_to_go(rewards[run], kl[run], betas[run].item(), mask[run]),
+            token_rewards(rewards[run], kl[run], betas[run].item(), mask[run]),
             leave_one_out(kl[run], mask[run]),
             gae(kl[run], values[run], mask[run], gamma=0.9, lam=0.8),
             whiten(kl[run], mask[run]),
@@ -116,6 +138,7 @@ def test_what_stands_in_masked_positions_has_no_effect(seed):
     rewards = random_logits(seed, 4)
     for got, same in (
         (reward_to_go(rewards, x, 0.5, mask), reward_to_go(rewards, other_x, 0.5, mask)),
+        (token_rewards(rewards, x, 0.5, mask), token_rewards(rewards, other_x, 0.5, mask)),
         (leave_one_out(x, mask), leave_one_out(other_x, mask)),
         (
             gae(x, values, mask, gamma=0.9, lam=0.8),
@@ -132,6 +155,7 @@ def test_no_function_writes_to_its_inputs():
     inputs = (mask, x, values, rewards)
     before = [tensor.clone() for tensor in inputs]
     reward_to_go(rewards, x, 0.5, mask)
+    token_rewards(rewards, x, 0.5, mask)
     leave_one_out(x, mask)
     gae(x, values, mask, gamma=0.9, lam=0.8)
     whiten(x, mask)
@@ -163,6 +187,33 @@ def test_with_gamma_0_only_the_present_reward_counts():
     rewards, values, mask = ragged(0), ragged(1), mask_of(LENGTHS, 4)
     got = gae(rewards, values, mask, gamma=0.0, lam=0.8)
     assert_close(got, (rewards - values).masked_fill(~mask, 0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_episodes_in_one_row_are_as_episodes_in_rows_of_their_own(seed):
+    rewards, values, after = random_logits(seed, 3, 2, 9).unbind()
+    episodes = [slice(0, 3), slice(4, 5), slice(6, 9)]
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    for episode in episodes:
+        mask[:, episode] = True
+    rewards, values, after = (x.masked_fill(~mask, 99.0) for x in (rewards, values, after))
+    got = gae(rewards, values, mask, gamma=0.9, lam=0.8, next_values=after)
+    for episode in episodes:
+        whole = mask[:, episode]
+        pieces = (x[:, episode] for x in (rewards, values))
+        alone = gae(*pieces, whole, gamma=0.9, lam=0.8, next_values=after[:, episode])
+        assert_close(got[:, episode], alone)
+    assert (got[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_state_after_a_token_is_by_default_the_next_one_or_the_end(seed):
+    rewards, values, mask = ragged(seed), ragged(seed + 1), mask_of(LENGTHS, 4)
+    after = torch.full((4, 4), 99.0)
+    for i, length in enumerate(LENGTHS):
+        after[i, :length] = torch.tensor([*values[i, 1:length].tolist(), 0.0])
+    got = gae(rewards, values, mask, gamma=0.9, lam=0.8)
+    assert_close(got, gae(rewards, values, mask, gamma=0.9, lam=0.8, next_values=after))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -264,11 +315,8 @@ def test_without_values_or_discount_gae_is_the_reward_to_go_less_the_own_kl(seed
     policy, reference = random_policies(world, seed)
     batch = enumerate_all(policy, world)
     rewards, kl = score(world, batch), per_step_kl(policy, reference, batch).detach()
-    # each token pays for its own KL, the last one is paid the reward
-    token_rewards = -0.7 * kl
-    last = batch.mask.sum(dim=1) - 1
-    token_rewards[torch.arange(len(last)), last] += rewards
-    got = gae(token_rewards, torch.zeros_like(kl), batch.mask, gamma=1.0, lam=1.0)
+    earned = token_rewards(rewards, kl, 0.7, batch.mask)
+    got = gae(earned, torch.zeros_like(kl), batch.mask, gamma=1.0, lam=1.0)
     assert_close(got, reward_to_go(rewards, kl, 0.7, batch.mask) - 0.7 * kl)
 
 
@@ -286,12 +334,17 @@ def test_with_exact_values_the_expected_advantage_at_a_state_is_0(seed):
     for state in states:
         here = rows == state
         values[here] = (p.unsqueeze(1) * returns)[here].sum() / p[here.any(dim=1)].sum()
-    token_rewards = -0.7 * kl
-    last = mask.sum(dim=1) - 1
-    token_rewards[torch.arange(len(last)), last] += score(world, batch)
+    earned = token_rewards(score(world, batch), kl, 0.7, mask)
     for lam in (0.0, 0.6, 1.0):
-        advantages = gae(token_rewards, values, mask, gamma=1.0, lam=lam)
+        advantages = gae(earned, values, mask, gamma=1.0, lam=lam)
         assert advantages.abs().max() > 0.1
         for state in states:
             mean = (p.unsqueeze(1) * advantages)[rows == state].sum()
             assert_close(mean, torch.tensor(0.0))
+
+
+def test_equal_entries_are_whitened_to_0_in_single_precision_too():
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    for number in (1000.1, 25000.1, -7.3):
+        got = whiten(torch.full((3, 5), number, dtype=torch.float32), mask)
+        assert got.abs().max() < 1e-3

@@ -48,9 +48,9 @@ def is_over(world, response: tuple[int, ...]) -> bool:
     return len(response) == world.response_length or world.end_token in response
 
 
-def slow_numbers(policy, reference, world, beta: float) -> tuple[float, float, float]:
-    """J, R and KL by walking down the prefix tree of each prompt in plain Python."""
-    p, q = table_of(policy, world), table_of(reference, world)
+def slow_states(policy, reference, world) -> dict:
+    """(R, KL) still to come in every state, by walking down the prefix trees in plain Python."""
+    p, q, to_come = table_of(policy, world), table_of(reference, world), {}
 
     def below(prompt: int, node: int, response: tuple[int, ...]) -> tuple[float, float]:
         if is_over(world, response):
@@ -58,34 +58,44 @@ def slow_numbers(policy, reference, world, beta: float) -> tuple[float, float, f
         reward = kl = 0.0
         for v, (p_v, q_v) in enumerate(zip(p[prompt][node], q[prompt][node], strict=True)):
             child = len(world.vocabulary) * node + v + 1
+            r, further = below(prompt, child, (*response, v))
             if p_v > 0:
-                r, further = below(prompt, child, (*response, v))
                 reward += p_v * r
                 kl += p_v * (math.log(p_v / q_v) + further)
+        to_come[prompt, node] = reward, kl
         return reward, kl
 
-    both = [below(prompt, 0, ()) for prompt in range(len(world.prompts))]
-    shares = prompt_shares(world)
-    reward, kl = (sum(w * x[k] for w, x in zip(shares, both, strict=True)) for k in (0, 1))
+    for prompt in range(len(world.prompts)):
+        below(prompt, 0, ())
+    return to_come
+
+
+def slow_numbers(policy, reference, world, beta: float) -> tuple[float, float, float]:
+    """J, R and KL: what is to come at the start, over the prompts."""
+    states, shares = slow_states(policy, reference, world), prompt_shares(world)
+    reward, kl = (sum(w * states[i, 0][k] for i, w in enumerate(shares)) for k in (0, 1))
     return reward - beta * kl, reward, kl
 
 
-def soft_bellman(reference, world, beta: float) -> tuple[list[float], dict]:
+def soft_bellman(reference, world, beta: float) -> tuple[dict, dict]:
     """Backward induction: V(s) = beta log sum_v ref(v | s) exp(V(s v) / beta), and pi*(. | s)."""
-    q, best = table_of(reference, world), {}
+    q, best, values = table_of(reference, world), {}, {}
 
     def value(prompt: int, node: int, response: tuple[int, ...]) -> float:
         if is_over(world, response):
             return reward_of(world, prompt, response)
         n_tokens = len(world.vocabulary)
         after = [value(prompt, n_tokens * node + v + 1, (*response, v)) for v in range(n_tokens)]
-        top = max(after)
+        top = max(x for q_v, x in zip(q[prompt][node], after, strict=True) if q_v > 0)
         pairs = zip(q[prompt][node], after, strict=True)
-        terms = [q_v * math.exp((x - top) / beta) for q_v, x in pairs]
+        terms = [q_v * math.exp((x - top) / beta) if q_v > 0 else 0.0 for q_v, x in pairs]
         best[prompt, node] = [term / sum(terms) for term in terms]
-        return top + beta * math.log(sum(terms))
+        values[prompt, node] = top + beta * math.log(sum(terms))
+        return values[prompt, node]
 
-    return [value(prompt, 0, ()) for prompt in range(len(world.prompts))], best
+    for prompt in range(len(world.prompts)):
+        value(prompt, 0, ())
+    return values, best
 
 
 def rows_with_mass(policy, world) -> list[tuple[int, int, int]]:
@@ -102,6 +112,18 @@ def rows_with_mass(policy, world) -> list[tuple[int, int, int]]:
     for prompt in range(len(world.prompts)):
         walk(prompt, 0, ())
     return rows
+
+
+def nodes_of(world, batch) -> list[tuple[int, int, int, int]]:
+    """(i, t, prompt, node) of every token that counts in a listed batch."""
+    n_responses = len(batch.weights) // len(world.prompts)
+    places = []
+    for i, response in enumerate(batch.responses.tolist()):
+        node = 0
+        for t in range(int(batch.mask[i].sum())):
+            places.append((i, t, i // n_responses, node))
+            node = len(world.vocabulary) * node + response[t] + 1
+    return places
 
 
 def numbers_of(result) -> tuple[float, float, float]:
@@ -331,6 +353,23 @@ def test_the_gradient_follows_the_order_of_the_parameters():
             assert_close(gradient.flatten()[i].item(), (worth[0] - worth[1]) / (2 * h))
 
 
+def test_the_best_policy_comes_frozen():
+    world = random_world(0)
+    _, reference = random_policies(world, 0)
+    best = exact.optimum(reference, world, 0.5)
+    assert not best.policy.logits.requires_grad
+    assert reference.logits.requires_grad
+
+
+def test_a_parameter_that_j_does_not_depend_on_has_gradient_0():
+    world = random_world(1)
+    policy, reference = random_policies(world, 1)
+    policy.value = nn.Parameter(torch.full((2, 5), 99.0))
+    of_logits, of_value = exact.gradient(policy, reference, world, 0.5)
+    assert torch.equal(of_value, torch.zeros(2, 5))
+    assert of_logits.abs().max() > 0.01
+
+
 def test_a_policy_may_be_a_plain_function_and_is_its_own_reference():
     world = random_world(2)
     policy, _ = random_policies(world, 2)
@@ -352,7 +391,7 @@ def test_a_reference_that_rules_a_token_out_leaves_everything_finite(beta):
         reference.logits[1] = torch.tensor([-math.inf, 0.5, -math.inf])  # after token 0: the end
     best = exact.optimum(reference, world, beta)
     values, rows = soft_bellman(reference, world, beta)
-    assert_close(best.objective, sum(values) / 2)
+    assert_close(best.objective, (values[0, 0] + values[1, 0]) / 2)
     assert all(math.isfinite(number) for number in numbers_of(best))
     assert_close(numbers_of(exact.evaluate(best.policy, reference, world, beta)), numbers_of(best))
     p = best.policy.logits.softmax(dim=1)
@@ -373,8 +412,9 @@ def test_a_state_that_the_best_policy_never_reaches_keeps_the_reference():
         reference.logits[0, 2] = -math.inf
     best = exact.optimum(reference, world, 1.0)
     # node 3 is the prefix of token 2
-    assert torch.equal(best.policy.logits[3], reference.logits[3].detach())
-    assert not torch.equal(best.policy.logits[2], reference.logits[2].detach())
+    best_p, ref_p = (x.logits.detach().softmax(dim=1) for x in (best.policy, reference))
+    assert_close(best_p[3], ref_p[3])
+    assert (best_p[2] - ref_p[2]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("end_token", [None, 2])
@@ -394,7 +434,8 @@ def test_a_very_small_beta_gives_the_best_response_of_all(end_token):
         enumerate_all(best.policy, world).weights.view(2, -1)[[0, 1], winner].sum(),
         torch.tensor(1.0),
     )
-    assert_close(best.objective, sum(soft_bellman(reference, world, 1e-3)[0]) / 2)
+    values, _ = soft_bellman(reference, world, 1e-3)
+    assert_close(best.objective, (values[0, 0] + values[1, 0]) / 2)
 
 
 def test_a_very_large_beta_gives_the_reference():
@@ -469,6 +510,27 @@ def test_a_reference_that_rules_out_what_the_policy_does_is_worth_minus_infinity
     got = exact.evaluate(TabularPolicy(world), reference, world, 0.5)
     assert got.kl == math.inf
     assert got.objective == -math.inf
+    assert got.reward == 1.5
+
+
+def test_a_state_that_the_policy_never_enters_has_the_value_0():
+    world = random_world(3, prompts=1, tokens=3, length=2)
+    policy, reference = random_policies(world, 3)
+    policy.logits.data[0, 2] = -math.inf
+    got = exact.values(policy, reference, world, 0.7)
+    states = slow_states(policy, reference, world)
+    for i, t, prompt, node in nodes_of(world, enumerate_all(reference, world)):
+        reward, kl = states[prompt, node] if node != 3 else (0.0, 0.0)
+        assert_close(got[i, t].item(), reward - 0.7 * kl)
+
+
+def test_soft_values_are_for_a_beta_above_0_and_a_reference_without_runs():
+    world = random_world(0)
+    _, reference = random_policies(world, 0)
+    with pytest.raises(ValueError, match="beta is 0"):
+        exact.soft_values(reference, world, 0.0)
+    with pytest.raises(ValueError, match=r"runs \(2,\)"):
+        exact.soft_values(reference.repeat(2), world, 1.0)
 
 
 # Independent routes
@@ -481,6 +543,45 @@ def test_the_worth_of_a_policy_is_a_walk_down_the_prefix_tree(kwargs, beta):
     policy, reference = random_policies(world, 17)
     got = exact.evaluate(policy, reference, world, beta)
     assert_close(tuple(got), slow_numbers(policy, reference, world, beta))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+@every_world
+def test_the_value_of_a_state_is_what_a_walk_from_there_earns(kwargs, beta):
+    world = random_world(**kwargs)
+    policy, reference = random_policies(world, 24)
+    got = exact.values(policy, reference, world, beta)
+    batch, states = enumerate_all(policy, world), slow_states(policy, reference, world)
+    expected = torch.zeros_like(got)
+    for i, t, prompt, node in nodes_of(world, batch):
+        reward, kl = states[prompt, node]
+        expected[i, t] = reward - beta * kl
+    assert_close(got, expected)
+    assert not got.requires_grad
+
+
+@pytest.mark.parametrize("beta", [0.001, 0.7])
+@every_world
+def test_the_soft_value_of_a_state_is_that_of_backward_induction(kwargs, beta):
+    world = random_world(**kwargs)
+    _, reference = random_policies(world, 25)
+    got = exact.soft_values(reference, world, beta)
+    batch, (values, _) = enumerate_all(reference, world), soft_bellman(reference, world, beta)
+    expected = torch.zeros_like(got)
+    for i, t, prompt, node in nodes_of(world, batch):
+        expected[i, t] = values[prompt, node]
+    assert_close(got, expected)
+
+
+@every_world
+def test_the_value_under_the_best_policy_is_the_soft_value(kwargs):
+    world = random_world(**kwargs)
+    policy, reference = random_policies(world, 26)
+    best = exact.optimum(reference, world, 0.7).policy
+    most = exact.soft_values(reference, world, 0.7)
+    assert_close(exact.values(best, reference, world, 0.7), most)
+    mask = enumerate_all(policy, world).mask
+    assert (exact.values(policy, reference, world, 0.7) < most)[mask].all()
 
 
 def test_the_worth_of_a_policy_weighs_the_prompts_as_the_world_does():
@@ -518,7 +619,8 @@ def test_the_best_policy_is_that_of_soft_backward_induction(kwargs, beta):
     _, reference = random_policies(world, 20)
     best = exact.optimum(reference, world, beta)
     values, rows = soft_bellman(reference, world, beta)
-    assert_close(best.objective, sum(values) / len(values))
+    starts = [values[prompt, 0] for prompt in range(len(world.prompts))]
+    assert_close(best.objective, sum(starts) / len(starts))
     p = best.policy.logits.softmax(dim=1)
     for row, prompt, node in rows_with_mass(reference, world):
         assert_close(p[row].tolist(), rows[prompt, node])
@@ -545,7 +647,7 @@ def test_the_optimum_over_prompts_is_the_weighted_mean_of_the_optima(weights):
     _, reference = random_policies(world, 22)
     best = exact.optimum(reference, world, 0.5)
     values, rows = soft_bellman(reference, world, 0.5)
-    assert_close(best.objective, sum(w * v for w, v in zip(weights, values, strict=True)))
+    assert_close(best.objective, sum(w * values[i, 0] for i, w in enumerate(weights)))
     assert_close(numbers_of(best), slow_numbers(best.policy, reference, world, 0.5))
     # how often a prompt is asked does not change what is best to answer
     p = best.policy.logits.softmax(dim=1)
@@ -564,3 +666,25 @@ def test_the_best_policy_is_where_gradient_ascent_ends():
         policy.logits.data += 2.0 * gradient
     assert_close(policy.logits.softmax(dim=1), best.policy.logits.softmax(dim=1))
     assert_close(exact.evaluate(policy, reference, world, 1.0).objective, best.objective)
+
+
+def test_a_state_that_never_occurs_may_lie_at_an_infinite_divergence():
+    world = random_world(3, prompts=1, tokens=2, length=2)
+    policy, reference = random_policies(world, 4)
+    with torch.no_grad():
+        policy.logits[0, 1] = -math.inf  # token 1 never comes first,
+        reference.logits[2, 1] = -math.inf  # and after it the reference rules token 1 out
+    assert math.isfinite(exact.evaluate(policy, reference, world, 0.5).objective)
+    (gradient,) = exact.gradient(policy, reference, world, 0.5)
+    assert gradient.isfinite().all()
+    assert exact.values(policy, reference, world, 0.5).isfinite().all()
+
+
+def test_the_soft_value_of_a_state_that_the_reference_never_reaches_is_0():
+    world = random_world(3, prompts=1, tokens=2, length=2)
+    _, reference = random_policies(world, 4)
+    with torch.no_grad():
+        reference.logits[0, 1] = -math.inf
+    got = exact.soft_values(reference, world, 0.5)
+    assert got[2:, 1].tolist() == [0, 0]
+    assert (got[:2] != 0).all()

@@ -139,6 +139,16 @@ def test_the_clipped_surrogate_by_hand(ratio, advantage, surrogate):
     assert_close(got, torch.tensor([[surrogate]]))
 
 
+def test_each_run_has_its_own_clip():
+    old = torch.zeros(2, 3, 2)
+    got = clipped_surrogate(
+        old + math.log(2.0), old, torch.ones(2, 3, 2), clip=torch.tensor([0.25, 0.5])
+    )
+    # the ratio is 2 everywhere and the advantage 1: the upper edge of each run
+    assert_close(got[0], torch.full((3, 2), 1.25))
+    assert_close(got[1], torch.full((3, 2), 1.5))
+
+
 def test_the_kl_penalised_surrogate_by_hand():
     old = torch.tensor([[-1.0, -2.0], [-0.5, -3.0]])
     ratio = torch.tensor([[1.5, 0.5], [2.0, 0.25]])
@@ -228,10 +238,11 @@ def test_undetached_advantages_and_weights_make_no_difference_to_the_surrogate()
         log_p, kl, advantages.detach(), 0.5, batch.weights.detach()
     )
     assert_close(attached, detached)
-    assert torch.equal(
-        torch.autograd.grad(attached, policy.logits, retain_graph=True)[0],
-        torch.autograd.grad(detached, policy.logits)[0],
+    by_policy, by_beta = torch.autograd.grad(
+        attached, (policy.logits, beta), retain_graph=True, allow_unused=True
     )
+    assert torch.equal(by_policy, gradient_of(detached, policy))
+    assert by_beta is None
 
 
 def test_the_old_policy_and_the_advantages_are_constants_of_ppos_surrogates():
@@ -297,6 +308,8 @@ def test_a_clip_that_is_not_positive_is_an_error(clip):
     x = torch.zeros(1, 1)
     with pytest.raises(ValueError, match=f"clip is {clip}"):
         clipped_surrogate(x, x, x, clip=clip)
+    with pytest.raises(ValueError, match=rf"clip is \[1.0, {clip}\]"):
+        clipped_surrogate(x.expand(2, 1, 1), x, x, clip=torch.tensor([1.0, clip]))
 
 
 @pytest.mark.parametrize("seed", range(3))
