@@ -58,7 +58,7 @@ def test_compared_cells_print_and_show_nothing_else(path):
     compared = [cell for cell in code_cells(read(path)) if "nbval-check-output" in tags(cell)]
     assert compared
     for cell in compared:
-        assert [output.output_type for output in cell.outputs] == ["stream"], cell.source
+        assert {output.output_type for output in cell.outputs} == {"stream"}, cell.source
 
 
 @every_notebook
