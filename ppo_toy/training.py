@@ -9,8 +9,9 @@ J and decides where training ends. `beta_old` weighs KL(old || policy), old bein
 drew the batch: it limits how far one batch carries, and leaves the optimum where it was.
 
 Departures from Schulman et al. (2017): the penalty to the reference; the exact KL of a step in
-place of a sampled one; leave-one-out baselines in place of a value function; gamma = 1; sums over
-the tokens of a response and not means; each epoch is one minibatch.
+place of a sampled one, which is quieter far from the optimum and noisier close to it (lesson 03);
+leave-one-out baselines in place of a value function; gamma = 1; sums over the tokens of a response
+and not means; each epoch is one minibatch.
 """
 
 import math

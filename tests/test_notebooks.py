@@ -97,7 +97,7 @@ def test_the_first_cell_is_the_same_in_all_of_them_and_silent():
 
 def test_the_readme_lists_every_lesson():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lessons = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    lessons = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
     linked = re.findall(r"\]\((notebooks/[^)]+\.ipynb)\)", readme)
     assert linked == [path.relative_to(ROOT).as_posix() for path in lessons]
 
