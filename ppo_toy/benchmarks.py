@@ -13,10 +13,12 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from ppo_toy import exact
 from ppo_toy.actor_critic import ActorCritic, train_on
+from ppo_toy.advantages import gae
 from ppo_toy.envs import make_vector
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.policies import TabularPolicy
@@ -94,6 +96,7 @@ def _evaluate_singly(reference: TabularPolicy, world: TokenSequence) -> float:
 
 def cartpole() -> None:
     """Prints speed and steps to a mean return of 475 for both, seed by seed."""
+    print(f"largest difference of the two GAEs on random episodes: {_gae_difference():.0e}")
     pairs = []
     for seed in range(5):
         pair = []
@@ -108,6 +111,27 @@ def cartpole() -> None:
     speed = statistics.median(ours[0] / peer[0] for peer, ours in pairs)
     ours, peer = (statistics.median(pair[k][1] for pair in pairs) for k in (1, 0))
     print(f"{speed:.2f} x the steps per second; median steps to 475: {ours / peer:.2f} x")
+
+
+def _gae_difference(n: int = 64, length: int = 32) -> float:
+    """Our GAE against the peer's on random rows, most of which end somewhere."""
+    from gymnasium import spaces
+    from stable_baselines3.common.buffers import RolloutBuffer
+
+    numbers = np.random.default_rng(0)
+    rewards, values = numbers.normal(size=(2, n, length)).astype(np.float32)
+    after = numbers.normal(size=n).astype(np.float32)
+    done = numbers.integers(0, 2 * length, n)[:, None] == np.arange(length)
+    pair = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+    peer = RolloutBuffer(length, *pair, device="cpu", gae_lambda=0.8, gamma=0.98, n_envs=n)
+    peer.rewards, peer.values = rewards.T.copy(), values.T.copy()
+    peer.episode_starts[1:] = done.T[:-1]
+    peer.compute_returns_and_advantage(torch.from_numpy(after), done[:, -1])
+    next_values = np.concatenate([values[:, 1:], after[:, None]], axis=1) * ~done
+    mask = torch.from_numpy(np.cumsum(done, axis=1) - done == 0)
+    ours = gae(*map(torch.from_numpy, (rewards, values)), mask, gamma=0.98, lam=0.8,
+        next_values=torch.from_numpy(next_values))  # fmt: skip
+    return (ours - torch.from_numpy(peer.advantages.T))[mask].abs().max().item()
 
 
 def _ours(seed: int) -> tuple[list[float], list[float]]:

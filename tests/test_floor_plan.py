@@ -15,7 +15,7 @@ SAME_FLOOR = {
     "exact": {"advantages", "objectives", "trajectories"},
     "envs": {"trajectories"},
 }
-ONLY_THERE = {"gymnasium": {"envs"}, "matplotlib": {"plots", "__main__"}}
+ONLY_THERE = {"gymnasium": {"envs", "benchmarks"}, "matplotlib": {"plots", "__main__"}}
 
 
 def modules() -> dict[str, ast.Module]:
