@@ -11,6 +11,7 @@ G runs with different random numbers stand side by side in every tensor and shar
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,8 @@ class ActorCritic(nn.Module):
                 nn.init.orthogonal_(weight, gain, generator=generator)
             self.weights.append(nn.Parameter(weights))
             self.biases.append(nn.Parameter(torch.zeros(2 * runs, 1, fan_out)))
+        # A ParameterList looks its entries up by name; these tuples are read at every step.
+        self.layers = tuple(zip(self.weights, self.biases, strict=True))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities of the actions and values.
@@ -74,9 +77,12 @@ class ActorCritic(nn.Module):
             [G, ..., A] in nats, and [G, ...].
         """
         lead = observations.shape[:-1]
-        x = observations.reshape(self.runs, -1, observations.shape[-1]).repeat(2, 1, 1)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x if layer == 0 else x.tanh(), weight)
+        x = observations.reshape(1, self.runs, -1, observations.shape[-1])
+        x = x.expand(2, -1, -1, -1).flatten(end_dim=1)
+        (first, first_bias), *others = self.layers
+        x = torch.baddbmm(first_bias, x, first)
+        for weight, bias in others:
+            x = torch.baddbmm(bias, x.tanh(), weight)
         actor, critic = x.split(self.runs)
         return actor.log_softmax(dim=-1).view(*lead, -1), critic[..., 0].view(lead)
 
@@ -145,7 +151,8 @@ def train_on(
     per_rollout = length * env.num_envs // model.runs
     if steps < per_rollout:
         raise ValueError(f"steps is {steps}; one rollout has {per_rollout}")
-    adam = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5, fused=True)
+    parameters = list(model.parameters())
+    adam = torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
     driver = Driver(env, runs=model.runs, seed=seed)
     beta = torch.full((model.runs,), float(beta_old))
     rows = []
@@ -153,13 +160,13 @@ def train_on(
         left = 1 - k * per_rollout / steps
         adam.param_groups[0]["lr"] = learning_rate * left
         rollout = driver.roll_out(model, length, generator)
-        advantages = gae(rollout.rewards, rollout.values, rollout.mask, gamma=gamma, lam=lam,
-            next_values=rollout.next_values)  # fmt: skip
+        batch = _batch(rollout, gamma, lam)
         for _ in range(epochs):
-            loss = _loss(model, rollout, advantages, clip * left, beta)
-            adam.zero_grad()
-            loss.sum().backward()
-            _limit_norms(model, max_norm)
+            loss = _loss(model, batch, clip * left, beta)
+            gradients = torch.autograd.grad(loss.sum(), parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            _limit_norms(gradients, model.runs, max_norm)
             adam.step()
         kl_old = _kl_old(model, rollout)
         rows.append((driver.mean_returns(), kl_old.tolist(), beta.tolist()))
@@ -170,32 +177,62 @@ def train_on(
     return Curve(steps_so_far, *np.array(rows).transpose(1, 0, 2))
 
 
-def _loss(
-    model: ActorCritic, rollout: Rollout, advantages: Tensor, clip: float, beta: Tensor
-) -> Tensor:
-    """To be minimised, one for each run: value loss less surrogate, means over the steps."""
-    log_pi, values = model(rollout.observations)
+class Batch(NamedTuple):
+    """What the epochs on one rollout have in common; shapes and units as in Rollout.
+
+    `whitened` is 0 where masked, so that a masked step adds nothing to the surrogate. `weights`
+    [G, N] make sums over N and T the mean over the steps of a run that count.
+    """
+
+    observations: Tensor
+    index: Tensor
+    log_pi: Tensor
+    old_log_probs: Tensor
+    whitened: Tensor
+    returns: Tensor
+    mask: Tensor
+    weights: Tensor
+
+
+def _batch(rollout: Rollout, gamma: float, lam: float) -> Batch:
+    advantages = gae(rollout.rewards, rollout.values, rollout.mask, gamma=gamma, lam=lam,
+        next_values=rollout.next_values)  # fmt: skip
     index = rollout.actions.unsqueeze(-1)
-    log_probs, old_log_probs = (x.gather(-1, index).squeeze(-1) for x in (log_pi, rollout.log_pi))
-    whitened = whiten(advantages, rollout.mask)
+    counted = rollout.mask.sum(dim=(1, 2)).unsqueeze(1)
+    return Batch(
+        rollout.observations,
+        index,
+        rollout.log_pi,
+        old_log_probs=rollout.log_pi.gather(-1, index).squeeze(-1),
+        whitened=whiten(advantages, rollout.mask),
+        returns=advantages + rollout.values,
+        mask=rollout.mask,
+        weights=(1 / counted).expand(rollout.mask.shape[:-1]),
+    )
+
+
+def _loss(model: ActorCritic, batch: Batch, clip: float, beta: Tensor) -> Tensor:
+    """To be minimised, one for each run: value loss less surrogate, means over the steps."""
+    log_pi, values = model(batch.observations)
+    log_probs = log_pi.gather(-1, batch.index).squeeze(-1)
+    ratios = (log_probs, batch.old_log_probs, batch.whitened)
     if beta.any():
-        kl_old = kl_of_log_probs(rollout.log_pi, log_pi)
-        gain = kl_penalty_surrogate(log_probs, old_log_probs, whitened, kl_old, beta)
+        kl_old = kl_of_log_probs(batch.log_pi, log_pi).masked_fill(~batch.mask, 0)
+        gain = kl_penalty_surrogate(*ratios, kl_old, beta)
     else:
-        gain = clipped_surrogate(log_probs, old_log_probs, whitened, clip=clip)
-    weights = 1 / rollout.mask.sum(dim=(1, 2), keepdim=True)[..., 0].expand(gain.shape[:-1])
-    objective = (weights * gain.masked_fill(~rollout.mask, 0).sum(dim=-1)).sum(dim=-1)
-    return value_loss(values, advantages + rollout.values, rollout.mask, weights) - objective
+        gain = clipped_surrogate(*ratios, clip=clip)
+    objective = (batch.weights * gain.sum(dim=-1)).sum(dim=-1)
+    return value_loss(values, batch.returns, batch.mask, batch.weights) - objective
 
 
-@torch.no_grad()
-def _limit_norms(model: ActorCritic, max_norm: float) -> None:
-    """Scales the gradient of each run, over actor and critic together, to at most `max_norm`."""
-    gradients = [p.grad.view(2, model.runs, *p.shape[1:]) for p in model.parameters()]
-    squares = torch.stack([g.square().sum(dim=(0, 2, 3)) for g in gradients]).sum(dim=0)
-    scale = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1)
-    for g in gradients:
-        g.mul_(scale.view(-1, 1, 1))
+def _limit_norms(gradients: Sequence[Tensor], runs: int, max_norm: float) -> None:
+    """Scales the gradients of each run, over actor and critic together, to at most `max_norm`."""
+    per_run = [gradient.view(2, runs, *gradient.shape[1:]) for gradient in gradients]
+    norms = [torch.linalg.vector_norm(gradient, dim=(0, 2, 3)) for gradient in per_run]
+    norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1).view(-1, 1, 1)
+    for gradient in per_run:
+        gradient.mul_(scale)
 
 
 @torch.no_grad()

@@ -110,15 +110,14 @@ def test_every_network_gives_what_it_would_give_alone():
 
 def test_the_norm_of_each_runs_gradient_is_limited_by_itself():
     model = ActorCritic(3, 2, runs=2, hidden=4, generator=generator(0))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    gradients = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    first, second, *_, last_bias = gradients
     # run 0: actor 3 and critic 4, norm 5; run 1: norm 0.3
-    model.weights[0].grad[0, 0, 0], model.weights[1].grad[2, 1, 1] = 3.0, 4.0
-    model.biases[2].grad[1, 0, 0] = -0.3
-    _limit_norms(model, 0.5)
-    assert_close(model.weights[0].grad[0, 0, 0], torch.tensor(0.3))
-    assert_close(model.weights[1].grad[2, 1, 1], torch.tensor(0.4))
-    assert_close(model.biases[2].grad[1, 0, 0], torch.tensor(-0.3))
+    first[0, 0, 0], second[2, 1, 1], last_bias[1, 0, 0] = 3.0, 4.0, -0.3
+    _limit_norms(gradients, 2, 0.5)
+    assert_close(first[0, 0, 0], torch.tensor(0.3))
+    assert_close(second[2, 1, 1], torch.tensor(0.4))
+    assert_close(last_bias[1, 0, 0], torch.tensor(-0.3))
 
 
 def test_a_new_actor_is_close_to_uniform():
