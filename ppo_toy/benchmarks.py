@@ -11,7 +11,7 @@ printed; absolute times, which differ from machine to machine, stand beside it.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ PAIRS = 5
 
 # The settings that rl-baselines3-zoo publishes for PPO on CartPole-v1.
 CARTPOLE = {"gamma": 0.98, "learning_rate": 1e-3, "clip": 0.2, "lam": 0.8, "epochs": 20}
-N_ENVS, LENGTH, STEPS = 8, 32, 100_000
+N_ENVS, LENGTH, STEPS, SEEDS = 8, 32, 100_000, 5
 
 
 def main() -> None:
@@ -95,22 +95,32 @@ def _evaluate_singly(reference: TabularPolicy, world: TokenSequence) -> float:
 
 
 def cartpole() -> None:
-    """Prints speed and steps to a mean return of 475 for both, seed by seed."""
+    """Prints speed and steps to a mean return of 475: seed by seed in turn, then as one batch."""
     print(f"largest difference of the two GAEs on random episodes: {_gae_difference():.0e}")
-    pairs = []
-    for seed in range(5):
-        pair = []
+    rows = []
+    for seed in range(SEEDS):
         for name, run in (("stable-baselines3", _peer), ("ppo_toy", _ours)):
-            started = time.perf_counter()
-            steps, returns = run(seed)
-            speed = STEPS / (time.perf_counter() - started)
-            solved = next((s for s, r in zip(steps, returns, strict=True) if r >= 475), None)
-            print(f"seed {seed}  {name:18}{speed:8.0f} steps/s   475 reached after {solved} steps")
-            pair.append((speed, solved or float("inf")))
-        pairs.append(pair)
-    speed = statistics.median(ours[0] / peer[0] for peer, ours in pairs)
-    ours, peer = (statistics.median(pair[k][1] for pair in pairs) for k in (1, 0))
-    print(f"{speed:.2f} x the steps per second; median steps to 475: {ours / peer:.2f} x")
+            (solved,), wall, cpu = _timed(run, seed)
+            rows.append((solved, wall, cpu))
+            print(f"seed {seed}  {name:18}{STEPS / wall:7.0f} steps/s, {STEPS / cpu:7.0f} by CPU "
+                f"time   475 reached after {solved} steps")  # fmt: skip
+    solved, wall, cpu = _timed(_ours, 0, SEEDS)
+    print(f"{SEEDS} seeds as one batch: {SEEDS * STEPS / wall:.0f} steps/s, "
+        f"{SEEDS * STEPS / cpu:.0f} by CPU time   475 reached after {solved} steps")  # fmt: skip
+    peer, ours = rows[::2], rows[1::2]
+    for k, kind in ((1, "wall"), (2, "CPU")):
+        alone = statistics.median(a[k] / b[k] for a, b in zip(peer, ours, strict=True))
+        together = sum(row[k] for row in peer) / (wall, cpu)[k - 1]
+        print(f"{kind} time: {alone:.2f} x as fast seed by seed, {together:.2f} x as one batch")
+    medians = [statistics.median(row[0] for row in rows) for rows in (ours, peer)]
+    print(f"median steps to 475: {medians[0] / medians[1]:.2f} x; as one batch "
+        f"{statistics.median(solved) / medians[1]:.2f} x")  # fmt: skip
+
+
+def _timed(run: Callable[..., list[float]], *arguments: int) -> tuple[list[float], float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    solved = run(*arguments)
+    return solved, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _gae_difference(n: int = 64, length: int = 32) -> float:
@@ -134,16 +144,21 @@ def _gae_difference(n: int = 64, length: int = 32) -> float:
     return (ours - torch.from_numpy(peer.advantages.T))[mask].abs().max().item()
 
 
-def _ours(seed: int) -> tuple[list[float], list[float]]:
-    env = make_vector("CartPole-v1", N_ENVS)
+def _ours(seed: int, runs: int = 1) -> list[float]:
+    """Steps after which each run reached 475; inf where it did not."""
+    env = make_vector("CartPole-v1", runs * N_ENVS)
     generator = torch.Generator().manual_seed(seed)
-    model = ActorCritic(4, 2, generator=generator)
+    model = ActorCritic(4, 2, runs=runs, generator=generator)
     curve = train_on(env, model, steps=STEPS, length=LENGTH, generator=generator, seed=seed,
         **CARTPOLE)  # fmt: skip
-    return curve.steps.tolist(), curve.mean_return[:, 0].tolist()
+    return [_first(curve.steps, returns) for returns in curve.mean_return.T]
 
 
-def _peer(seed: int) -> tuple[list[float], list[float]]:
+def _first(steps: Iterable[int], returns: Iterable[float]) -> float:
+    return next((s for s, r in zip(steps, returns, strict=True) if r >= 475), float("inf"))
+
+
+def _peer(seed: int) -> list[float]:
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
@@ -165,7 +180,7 @@ def _peer(seed: int) -> tuple[list[float], list[float]]:
         learning_rate=lambda left: left * CARTPOLE["learning_rate"],
         clip_range=lambda left: left * CARTPOLE["clip"])  # fmt: skip
     model.learn(STEPS, callback=record)
-    return record.steps, record.returns
+    return [_first(record.steps, record.returns)]
 
 
 def _report(name: str, slow: Callable[[], object], fast: Callable[[], object]) -> None:
