@@ -34,7 +34,7 @@ def penalized_objective(
     Source: Ziegler et al. (2019), section 2, with the exact KL of each step in place of the
     log-ratio of the tokens drawn.
     """
-    penalty = _per_run(beta, kl) * kl.sum(dim=-1)
+    penalty = _per_run(beta, kl, axes=1) * kl.sum(dim=-1)
     return (weights * (rewards - penalty)).sum(dim=-1)
 
 
@@ -65,7 +65,7 @@ def policy_gradient_surrogate(
     derivative of the KL itself, which depends on the policy too.
     """
     gain = (log_probs * advantages.detach()).sum(dim=-1)
-    penalty = _per_run(beta, kl) * kl.sum(dim=-1)
+    penalty = _per_run(beta, kl, axes=1) * kl.sum(dim=-1)
     return (weights.detach() * (gain - penalty)).sum(dim=-1)
 
 
@@ -94,7 +94,7 @@ def clipped_surrogate(
 
     Source: Schulman et al. (2017), eq. 7; eq. 6 with `clip=math.inf`.
     """
-    clip = _per_run(clip, log_probs).unsqueeze(-1)
+    clip = _per_run(clip, log_probs, axes=2)
     if not (clip > 0).all():
         raise ValueError(f"clip is {clip.squeeze().tolist()}; it must be positive")
     ratio = (log_probs - old_log_probs.detach()).exp()
@@ -130,7 +130,7 @@ def kl_penalty_surrogate(
     Source: Schulman et al. (2017), eq. 8.
     """
     ratio = (log_probs - old_log_probs.detach()).exp()
-    return ratio * advantages.detach() - _per_run(beta, kl_old).unsqueeze(-1) * kl_old
+    return ratio * advantages.detach() - _per_run(beta, kl_old, axes=2) * kl_old
 
 
 def value_loss(values: Tensor, returns: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
@@ -155,6 +155,7 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor, weights: Tensor) -
     return (weights.detach() * error.square().sum(dim=-1) / 2).sum(dim=-1)
 
 
-def _per_run(beta: float | Tensor, like: Tensor) -> Tensor:
-    """A coefficient with an axis for B, so that one number for each run meets [G, B]."""
-    return torch.as_tensor(beta, dtype=like.dtype, device=like.device).detach().unsqueeze(-1)
+def _per_run(number: float | Tensor, like: Tensor, axes: int) -> Tensor:
+    """A constant: a scalar as it is, one for each run, [G], with axes for what comes after G."""
+    number = torch.as_tensor(number, dtype=like.dtype, device=like.device).detach()
+    return number.reshape(*number.shape, *[1] * axes) if number.dim() else number

@@ -99,7 +99,8 @@ def train(
         learning_rate: of Adam, > 0.
         generator: a CPU generator, the only source of randomness.
         epochs: updates made from one batch, >= 1.
-        controller: from (beta, kl) to the next beta, once a step; kl in nats per response.
+        controller: from (beta, kl) to the next beta, once a step and for each run in turn; kl in
+            nats per response.
         clip: epsilon of the clipped surrogate, one for each run or for all; `math.inf` for none.
         beta_old: coefficient of KL(old || policy), >= 0. It has no effect in the first epoch,
             where that KL is 0 and its gradient too.

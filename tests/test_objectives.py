@@ -507,3 +507,9 @@ def test_at_the_first_minibatch_all_surrogates_have_the_policy_gradient():
     )
     assert_close(first, third)
     assert_close(second, third)
+
+
+def test_the_surrogates_of_tokens_in_one_row_keep_their_shape():
+    old, new, advantages = torch.zeros(3), torch.tensor([0.0, 0.5, -0.5]), torch.ones(3)
+    assert clipped_surrogate(new, old, advantages, clip=0.2).shape == (3,)
+    assert kl_penalty_surrogate(new, old, advantages, torch.zeros(3), 0.5).shape == (3,)
