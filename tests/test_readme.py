@@ -1,0 +1,34 @@
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import torch
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_ten_lines_print_what_their_comments_say():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    promised = re.findall(r"^# (.+)$", code, re.M)
+    assert len(promised) == 2
+    printed = io.StringIO()
+    torch.set_default_dtype(torch.float32)  # as a reader has it
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert printed.getvalue().splitlines() == promised
+
+
+def test_the_test_command_stands_where_ci_looks_for_it():
+    after = README.split("<!-- the test command -->\n```bash\n")
+    assert len(after) == 2
+    command = after[1].splitlines()[0]
+    assert command.startswith("python3 -m venv .venv && ")
+    assert command.endswith("python -m pytest")
+
+
+def test_the_tree_names_every_module():
+    package = Path(__file__).parents[1] / "ppo_toy"
+    tree = README.split("```text\n")[1].split("```")[0]
+    named = set(re.findall(r"^    (\w+) ", tree, re.M))
+    assert named == {path.stem for path in package.glob("*.py")} - {"__init__"}
