@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -149,6 +150,19 @@ def test_the_licence_of_the_ratings_lies_beside_them():
     licence = bytes_of("LICENSE-vader.txt").decode()
     assert "Copyright (c) 2016 C.J. Hutto" in licence
     assert "Permission is hereby granted, free of charge" in licence
+
+
+def test_an_install_that_is_not_editable_carries_the_files(tmp_path, monkeypatch):
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    setup = setup["tool"]["setuptools"]
+    assert setup["packages"] == ["ppo_toy", "ppo_toy.datafiles"]
+    assert setup["package-dir"] == {"ppo_toy.datafiles": "data"}
+    for path in (ROOT / "data").iterdir():
+        assert any(path.match(pattern) for pattern in setup["package-data"]["ppo_toy.datafiles"])
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "ppo_toy" / "data.py"))
+    assert data.folder() == tmp_path / "data"
+    (tmp_path / "ppo_toy" / "datafiles").mkdir(parents=True)
+    assert data.folder() == tmp_path / "ppo_toy" / "datafiles"
 
 
 # Edges and errors
