@@ -196,12 +196,10 @@ def _next(noun: int, said: list[int]) -> list[float]:
     first = len(FUNCTION_WORDS)
     counts = [0 if v in said else n for v, n in enumerate(_COUNTS[NOUNS[noun]], start=first)]
     weights = [*follows[:first], *(follows[first] * n / sum(counts) for n in counts)]
-    # Nothing begins that cannot be finished, and a review has one conjunction.
-    room = LENGTH - len(said)
-    if room < 2:
-        weights[NOT] = weights[VERY] = 0
-    if room < 2 or AND in said or BUT in said:
-        weights[AND] = weights[BUT] = 0
+    # In the last place nothing begins that an adjective would have to finish. That also keeps a
+    # review to one conjunction: four words have no room for two.
+    if len(said) == LENGTH - 1:
+        weights[NOT] = weights[VERY] = weights[AND] = weights[BUT] = 0
     return [weight / sum(weights) for weight in weights]
 
 

@@ -272,9 +272,10 @@ def test_a_name_that_is_no_file_is_refused_before_any_is_made(copies):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_file_is_made_again_byte_for_byte(copies, name):
+def test_a_file_is_made_again_byte_for_byte_and_no_other(copies, capsys, name):
     (copies / name).unlink()
     data.main([name])
+    assert capsys.readouterr().out == f"{copies / name}: {data.N_ROWS[name]:,} rows\n"
     assert (copies / name).read_bytes() == bytes_of(name)
 
 
