@@ -79,7 +79,7 @@ def grammar(prompts: Tensor, responses: Tensor, *, slip: float = 0.0) -> Tensor:
 def compose(responses: Tensor, word_scores: Tensor) -> Tensor:
     """Returns what each review is worth to each rater.
 
-    An adjective between "not"s and "very"s that stand right before it counts
+    With the "not"s and "very"s that stand right before it, an adjective counts
 
         (s + 0.293 * sign(s) * number of "very"s) * (-0.74) ** (number of "not"s)
 
