@@ -1,6 +1,6 @@
 """Worlds small enough that every response can be listed.
 
-A world is any object with these attributes; the classes here are two of them:
+A world is any object with these attributes; the classes here are three of them:
 
     prompts          [n, P] integer tokens
     vocabulary       V strings, one for each response token
@@ -13,11 +13,14 @@ in a response after its end token is padding, and a reward must not depend on it
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from ppo_toy import reviews
+from ppo_toy.data import read_ratings
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +148,40 @@ class TokenSequence:
         are 127 responses; the best earn 3.
         """
         return cls(["(", ")", "."], response_length=6, reward=_bracket_reward, end_token=2)
+
+
+def _mean_of_raters() -> Callable[[Tensor, Tensor], Tensor]:
+    ratings = read_ratings()
+    return lambda prompts, responses: reviews.compose(responses, ratings).mean(dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class ToyReviews:
+    """One-line reviews in the language of `reviews`: six prompts, 69,905 responses to each.
+
+    Args:
+        reward: callable from prompts [B, 2] and responses [B, 4] to rewards [B]. By default the
+            mean over ten people of what the response is worth to each, by their own ratings of its
+            words and the rules of `reviews.compose`: the gold reward, on the ratings' scale, where
+            a word alone earns -4 to 4. It does not depend on the prompt.
+        prompts: [n, 2] rows of `reviews.PROMPTS`; all six by default.
+
+    Raises:
+        ValueError: a prompt is not one of the six, or the file of ratings is damaged.
+        FileNotFoundError: the file of ratings is missing; the message says how to make it again.
+    """
+
+    reward: Callable[[Tensor, Tensor], Tensor] = field(default_factory=_mean_of_raters)
+    prompts: Tensor = reviews.PROMPTS
+    vocabulary: ClassVar[Sequence[str]] = reviews.VOCABULARY
+    response_length: ClassVar[int] = reviews.LENGTH
+    end_token: ClassVar[int] = reviews.END
+
+    def __post_init__(self) -> None:
+        """Checks the prompts."""
+        if self.prompts.dim() != 2 or not len(self.prompts):
+            raise ValueError(f"prompts has shape {tuple(self.prompts.shape)}; it must be [n, 2]")
+        reviews.noun_of(self.prompts)
 
 
 def prompt_weights(world: Any) -> Tensor:

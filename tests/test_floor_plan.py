@@ -5,13 +5,15 @@ import ppo_toy
 
 PACKAGE = Path(ppo_toy.__file__).parent
 FLOORS = [
-    {"kl", "kl_controllers", "worlds", "enumeration", "policies", "progress"},
+    {"kl", "kl_controllers", "reviews", "data", "worlds", "enumeration", "policies", "progress"},
     {"trajectories", "exact", "objectives", "advantages", "envs"},
     {"training", "actor_critic", "plots"},
     {"__main__", "benchmarks"},
 ]
 # On one floor, these may lean on those; the lists are read in order and hold no circle.
 SAME_FLOOR = {
+    "data": {"reviews"},
+    "worlds": {"data", "reviews"},
     "exact": {"advantages", "objectives", "trajectories"},
     "envs": {"trajectories"},
 }

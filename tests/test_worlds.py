@@ -8,7 +8,9 @@ import torch
 from problems import random_logits
 from torch.testing import assert_close
 
-from ppo_toy.worlds import TokenBandit, TokenSequence, prompt_weights
+from ppo_toy import data, exact, reviews
+from ppo_toy.trajectories import enumerate_all, sample, score
+from ppo_toy.worlds import TokenBandit, TokenSequence, ToyReviews, prompt_weights
 
 TABLE = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]], dtype=torch.float64)
 PROMPT = torch.zeros(1, 1, dtype=torch.long)
@@ -122,6 +124,31 @@ def test_a_world_has_one_prompt_by_default():
     assert world.end_token is None
 
 
+def test_the_gold_reward_is_the_mean_over_the_ten_raters():
+    # "awful" has -2 three times, -3 six times and 4 once, with 0.293 further out for "very"
+    world = ToyReviews()
+    texts = ["good .", "very awful .", "not very awful .", "superb but bad ."]
+    responses = torch.tensor([reviews.encode(text) for text in texts])
+    very_awful = (-3 * 2.293 - 6 * 3.293 + 4.293) / 10
+    expected = [1.9, very_awful, -0.74 * very_awful, 0.5 * 3.1 - 1.5 * 2.5]
+    assert_close(world.reward(world.prompts[:4], responses), torch.tensor(expected))
+
+
+def test_the_reviews_are_of_six_things_and_end_with_a_full_stop():
+    world = ToyReviews()
+    assert [reviews.decode(prompt) for prompt in world.prompts] == [
+        f"the {noun}" for noun in ("film", "plot", "acting", "music", "ending", "cast")
+    ]
+    assert world.vocabulary[world.end_token] == "."
+    assert (len(world.vocabulary), world.response_length) == (17, 4)
+
+
+def test_reviews_take_a_reward_and_prompts_of_ones_own():
+    world = ToyReviews(no_reward, prompts=reviews.PROMPTS[2:4])
+    assert world.reward is no_reward
+    assert world.prompts.tolist() == [[17, 20], [17, 21]]
+
+
 # Properties
 
 
@@ -182,7 +209,39 @@ def test_weights_rounded_to_single_precision_still_sum_to_one():
     assert torch.equal(prompt_weights(world), given.double())
 
 
+def test_every_review_can_be_listed_and_scored():
+    world = ToyReviews()
+    batch = enumerate_all(reviews.grammar, world)
+    assert len(batch.weights) == 6 * 69_905
+    assert_close(batch.weights.sum(), torch.tensor(1.0))
+    rewards = score(world, batch).view(6, -1)
+    assert torch.equal(rewards[0], rewards[5])  # what is spoken of has no say in the reward
+    assert batch.mask.sum(dim=1).unique().tolist() == [1, 2, 3, 4]
+
+
+def test_the_best_reviews_for_a_low_beta_are_what_the_language_says_best():
+    world = ToyReviews()
+    best = exact.optimum(reviews.grammar, world, beta=0.02)
+    reached = exact.evaluate(best.policy, reviews.grammar, world, beta=0.02)
+    assert reached.objective == pytest.approx(best.objective)
+    batch = sample(best.policy, world, 20, generator=torch.Generator().manual_seed(0))
+    said = {reviews.decode(response) for response in batch.responses}
+    assert said == {"superb but very great", "great but very superb"}  # both words rate 3.1
+
+
+def test_what_pays_best_of_all_is_not_in_the_language():
+    world = ToyReviews()
+    batch = enumerate_all(reviews.grammar, world)
+    rewards = score(world, batch)
+    best = rewards.argmax()
+    assert reviews.decode(batch.responses[best]) == "but superb superb superb"
+    assert_close(rewards[best], torch.tensor(1.5 * 3 * 3.1))
+    assert batch.weights[best] == 0
+
+
 def test_worlds_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ToyReviews(no_reward).reward = None
     with pytest.raises(dataclasses.FrozenInstanceError):
         TokenBandit(TABLE).rewards = -TABLE
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -285,6 +344,26 @@ def test_weights_that_are_not_a_distribution_over_the_prompts_are_an_error(weigh
     assert str(weights) in str(error.value)
 
 
+@pytest.mark.parametrize("prompt", [[17, 24], [17, 17], [3, 18]])
+def test_a_review_of_something_unknown_is_refused(prompt):
+    with pytest.raises(ValueError, match=rf"the prompt \[{prompt[0]}, {prompt[1]}\] is not one"):
+        ToyReviews(no_reward, prompts=torch.tensor([[17, 18], prompt]))
+
+
+@pytest.mark.parametrize("shape", [(2,), (0, 2), (2, 1, 2), (2, 3)])
+def test_prompts_of_reviews_are_rows_of_two_tokens(shape):
+    with pytest.raises(ValueError, match=r"prompts has shape \(.*it must be \[") as error:
+        ToyReviews(no_reward, prompts=torch.full(shape, 17))
+    assert str(shape) in str(error.value)
+
+
+def test_reviews_without_their_ratings_say_how_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "folder", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match="python -m ppo_toy.data ratings.tsv"):
+        ToyReviews()
+    assert ToyReviews(no_reward).reward is no_reward
+
+
 # Against an independent route
 
 
@@ -310,6 +389,14 @@ def test_a_table_is_looked_up_entry_by_entry(end_token):
             entry[stop:] = [end_token] * (3 - stop)
         reward = world.reward(torch.tensor([[n]]), torch.tensor([tokens]))
         assert_close(reward, table[n, entry[0], entry[1], entry[2]].unsqueeze(0))
+
+
+def test_the_gold_reward_is_the_mean_of_what_each_rater_would_give():
+    world, ratings = ToyReviews(), data.read_ratings()
+    responses = torch.randint(0, 17, (50, 4), generator=torch.Generator().manual_seed(0))
+    by_rater = [reviews.compose(responses, ratings[rater]) for rater in range(10)]
+    expected = sum(by_rater) / 10
+    assert_close(world.reward(world.prompts[:1].expand(50, 2), responses), expected)
 
 
 def test_a_world_without_prompts_is_refused():
