@@ -5,8 +5,8 @@ import ppo_toy
 
 PACKAGE = Path(ppo_toy.__file__).parent
 FLOORS = [
-    {"kl", "kl_controllers", "worlds", "enumeration", "policies", "progress"},
-    {"trajectories", "exact", "objectives", "advantages", "envs"},
+    {"kl", "kl_controllers", "worlds", "enumeration", "policies", "gpt", "progress"},
+    {"trajectories", "exact", "objectives", "advantages", "envs", "pretraining"},
     {"training", "actor_critic", "plots"},
     {"__main__", "benchmarks"},
 ]
