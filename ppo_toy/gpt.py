@@ -29,8 +29,7 @@ class GPTConfig:
         value_head: whether the model has `values` too.
 
     Raises:
-        ValueError: a size is below 1, `heads` does not divide `width`, or there are more tokens to
-            write than to read.
+        ValueError: a size is below 1, `heads` does not divide `width`, or V > `n_tokens_in`.
     """
 
     n_tokens_in: int
@@ -59,8 +58,8 @@ class Cache:
     """What attention needs to know of the tokens read so far.
 
     Attributes:
-        memory: keys and values of every layer, [layers, 2, B, H, context, C / H]; room for all
-            tokens from the start, of which the first `length` are filled.
+        memory: keys and values, [layers, 2, B, H, context, C / H]; there is room for all tokens
+            from the start, and that of the first `length` is filled.
         length: tokens read so far.
     """
 
@@ -214,12 +213,15 @@ class TinyGPT(nn.Module):
             config, weight = self.config, self.head.weight
             room = (len(text), config.heads, config.context, config.width // config.heads)
             cache = Cache(weight.new_empty(config.layers, 2, *room))
-        x = self._read(text, cache)
-        return self.head(x[:, -1]), Cache(cache.memory, length=text.shape[1])
+        x = self.norm(self._read(text, cache)[:, -1])
+        return self.head(x), Cache(cache.memory, length=text.shape[1])
 
     def _states(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """What the model knows before each response token and at the end, [B, t + 1, C]."""
-        return self._read(self._text(prompts, responses))[:, prompts.shape[1] - 1 :]
+        x = self._read(self._text(prompts, responses))
+        # Cut before the norm, which lays its result out afresh: PyTorch multiplies a part of a
+        # tensor by another route when there is gradient, and a KL of 0 would be 1e-17.
+        return self.norm(x[:, prompts.shape[1] - 1 :])
 
     def _read(self, text: Tensor, cache: Cache | None = None) -> Tensor:
         """Runs the tokens that are not in the cache through all blocks, [B, m, C]."""
@@ -228,23 +230,22 @@ class TinyGPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             memory = cache.memory[layer] if cache else None
             x = block(x, self.causal[start:n, :n], memory)
-        return self.norm(x)
+        return x
 
     def _text(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Prompt and response in one, [B, P + t], checked."""
-        _check_tokens("prompt", prompts, self.config.n_tokens_in)
-        _check_tokens("response", responses, self.config.n_tokens_out)
+        for kind, tokens, n_tokens in (
+            ("prompt", prompts, self.config.n_tokens_in),
+            ("response", responses, self.config.n_tokens_out),
+        ):
+            strangers = tokens[(tokens < 0) | (tokens >= n_tokens)].tolist()
+            if strangers:
+                raise ValueError(
+                    f"a {kind} holds the token {strangers[0]}; it must be 0 to {n_tokens - 1}"
+                )
         if not 1 <= prompts.shape[1] <= self.config.context - responses.shape[1]:
             raise ValueError(
                 f"a prompt of {prompts.shape[1]} tokens and a response of {responses.shape[1]} do "
                 f"not fit: the context is {self.config.context}, and a prompt has at least 1"
             )
         return torch.cat([prompts, responses], dim=1)
-
-
-def _check_tokens(kind: str, tokens: Tensor, n_tokens: int) -> None:
-    strangers = tokens[(tokens < 0) | (tokens >= n_tokens)]
-    if len(strangers):
-        raise ValueError(
-            f"a {kind} holds the token {strangers[0].item()}; it must be 0 to {n_tokens - 1}"
-        )

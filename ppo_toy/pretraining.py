@@ -44,8 +44,8 @@ def pretrain(
         The loss of each batch before its update, in nats per response, [steps].
 
     Raises:
-        ValueError: a number is out of its range, or there is not a response, a mask and a weight
-            for each prompt.
+        ValueError: a number or a weight is out of its range, or there is not a response, a mask
+            and a weight for each prompt.
 
     Source: Radford et al. (2018), Improving Language Understanding by Generative Pre-Training,
     eq. 1.
@@ -61,7 +61,10 @@ def pretrain(
             f"there are {len(prompts)} prompts, responses {tuple(responses.shape)}, a mask "
             f"{tuple(mask.shape)} and {len(weights)} weights"
         )
-    share = weights.double().cumsum(dim=0) / weights.double().sum()
+    share = weights.double().cumsum(dim=0)
+    if (weights < 0).any() or not 0 < share[-1] < math.inf:
+        raise ValueError(f"the weights sum to {share[-1]}; each must be 0 or more, one more than 0")
+    share = share / share[-1]
     device = device_of(model)
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
     losses = []
