@@ -88,8 +88,7 @@ class Attention(nn.Module):
         Args:
             x: the m tokens that are new, [B, m, C].
             visible: which of the n tokens each may see, [m, n] of bool; the new ones come last.
-            memory: keys and values, [2, B, H, context, C / H], with the first n - m filled; those
-                of the new tokens are written into it. Needed where n > m.
+            memory: keys and values of the first n - m; those of the new ones are written into it.
         """
         per_head = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))
         query, key, value = per_head.permute(2, 0, 3, 1, 4)  # each [B, H, m, C / H]
