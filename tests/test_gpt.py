@@ -435,7 +435,7 @@ def test_the_exact_gradient_is_that_of_finite_differences():
         with torch.no_grad():
             parameter.add_(h * direction)
         slope = torch.tensor((worth[0] - worth[1]) / (2 * h))
-        # the second difference leaves h^2, and rounding 1e-16 / h
+        # the central difference leaves h^2, and rounding 1e-16 / h
         assert_close((got[number] * direction).sum(), slope, rtol=1e-5, atol=1e-7)
 
 
