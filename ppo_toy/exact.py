@@ -1,7 +1,6 @@
-"""The referee: finite sums over every response, no sampling.
+"""The referee: finite sums over every response, no sampling. Training never calls this module.
 
-Tests and lessons call this module; training never does. A world of more than
-`enumeration.MAX_RESPONSES` responses gets a ValueError that names its size.
+A world of more than `enumeration.MAX_RESPONSES` responses gets a ValueError that names its size.
 """
 
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ppo_toy.policies import Policy, TabularPolicy, logsumexp_by
 from ppo_toy.trajectories import (
     Trajectories,
     enumerate_all,
+    families,
     log_probs,
     per_step_kl,
     score,
@@ -129,9 +129,10 @@ def optimum(reference: Policy, world: Any, beta: float) -> Optimum:
     (beta,) = _checked_betas([beta])
     batch, rewards, log_ref = _listed(reference, world)
     objective, reward, kl = _best(log_ref, rewards, beta, world)
-    log_tilted = (log_ref + rewards / beta).flatten()
-    otherwise = step_log_probs(reference, batch).double()
-    policy = TabularPolicy.of_responses(world, batch, log_tilted, otherwise)
+    parents, family = families(batch)
+    otherwise = step_log_probs(reference, parents).double()[family]
+    log_mass = (log_ref + rewards / beta).flatten()
+    policy = TabularPolicy.of_responses(world, batch, log_mass, otherwise)
     return Optimum(objective, reward, kl, policy.requires_grad_(False))
 
 
@@ -190,7 +191,7 @@ def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
     V*(s) = beta * log sum_v ref(v | s) * exp(V*(s v) / beta), with R after the last token.
 
     Args:
-        reference: the reference policy, without a leading axis of runs.
+        reference: as for `optimum`.
         world: a world small enough to list.
         beta: coefficient of the KL, reward per nat, > 0.
 

@@ -47,6 +47,23 @@ def kl_of_log_probs(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (p * log_ratio).sum(dim=-1)
 
 
+def masked_kl(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
+    """KL(p || q) at each step, [B, T], of log-probabilities [B, T, V]; 0 where masked.
+
+    Either may lack the axis of runs that the other has. Both are differentiated.
+
+    Raises:
+        ValueError: the two have different vocabularies.
+    """
+    if log_p.shape[-1] != log_q.shape[-1]:
+        raise ValueError(
+            f"the policies have {log_p.shape[-1]} and {log_q.shape[-1]} tokens to choose from"
+        )
+    # An infinite divergence behind the mask would leave NaN in the gradient.
+    log_q = torch.where(mask.unsqueeze(-1), log_q, log_p.detach())
+    return kl_of_log_probs(log_p, log_q).masked_fill(~mask, 0)
+
+
 def kl_estimate(log_p: Tensor, log_q: Tensor, kind: str) -> Tensor:
     """Estimates KL(p || q) from one token drawn from p, element by element.
 

@@ -5,6 +5,7 @@ position i holds the logits of response token i, given the prompt and the i toke
 """
 
 import copy
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -187,6 +188,24 @@ def device_of(policy: Policy) -> torch.device:
     """The device of a policy's first parameter; the CPU for one without parameters."""
     parameters = policy.parameters() if isinstance(policy, torch.nn.Module) else iter(())
     return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+def freeze(policy: nn.Module) -> nn.Module:
+    """Returns a copy that shares nothing with the policy and asks for no gradient: a reference."""
+    return copy.deepcopy(policy).eval().requires_grad_(False)
+
+
+def fingerprint(policy: nn.Module) -> str:
+    """Returns the SHA-256 of the parameters; it changes as soon as one bit of one of them does.
+
+    Names, types and shapes count too, the device does not.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in policy.named_parameters():
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        numbers = parameter.detach().cpu().flatten()
+        digest.update(numbers.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def logsumexp_by(x: Tensor, group: Tensor, n_groups: int) -> Tensor:

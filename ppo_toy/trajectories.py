@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppo_toy.enumeration import list_responses
-from ppo_toy.kl import kl_of_log_probs
+from ppo_toy.kl import masked_kl
 from ppo_toy.policies import Policy, device_of
 from ppo_toy.worlds import prompt_weights
 
@@ -63,8 +63,9 @@ def sample(policy: Policy, world: Any, n: int, *, generator: torch.Generator) ->
     """Draws n prompts and a response to each; every weight is the constant 1/n.
 
     Args:
-        policy: called once for each token, without gradient. Each run of a policy with runs draws
-            prompts and responses of its own.
+        policy: asked once for each token, without gradient. One that offers `next_logits` may keep
+            what it computed for the tokens before; any other reads the whole prefix again. Each
+            run of a policy with runs draws prompts and responses of its own.
         world: gives the prompts, the response length T and the end token.
         n: the number of trajectories of each run, >= 1.
         generator: a CPU generator; the numbers do not depend on where the policy computes.
@@ -86,9 +87,9 @@ def sample(policy: Policy, world: Any, n: int, *, generator: torch.Generator) ->
     prompts = world.prompts[which].to(device)
     responses = torch.zeros(*lead, 0, dtype=torch.long, device=device)
     going = torch.ones(lead, dtype=torch.bool, device=device)
-    mask = []
+    mask, cache = [], None
     for _ in range(world.response_length):
-        logits = _next_logits(policy, prompts, responses, len(world.vocabulary))
+        logits, cache = _next_logits(policy, prompts, responses, cache, len(world.vocabulary))
         token = draw(logits, torch.rand(lead, generator=generator, dtype=torch.float64))
         if world.end_token is not None:
             token = token.where(going, world.end_token)
@@ -107,7 +108,8 @@ def enumerate_all(policy: Policy, world: Any) -> Trajectories:
     `penalized_objective(...).backward()` on this batch the true gradient.
 
     Args:
-        policy: called once on all responses. With runs, only the weights have their axis.
+        policy: called once, on every prefix of T - 1 tokens. With runs, only the weights have
+            their axis.
         world: any world with at most `enumeration.MAX_RESPONSES` responses over all its prompts.
 
     Returns:
@@ -136,7 +138,9 @@ def log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
     Returns:
         [B, T], in nats; 0 where the mask is False.
     """
-    return of_tokens(step_log_probs(policy, trajectories), trajectories)
+    parents, family = families(trajectories)
+    step_log_p = step_log_probs(policy, parents).index_select(-3, family)
+    return of_tokens(step_log_p, trajectories)
 
 
 def per_step_kl(policy: Policy, reference: Policy, trajectories: Trajectories) -> Tensor:
@@ -151,9 +155,11 @@ def per_step_kl(policy: Policy, reference: Policy, trajectories: Trajectories) -
     Raises:
         ValueError: the two have different vocabularies.
     """
+    parents, family = families(trajectories)
     with torch.no_grad():
-        log_ref = step_log_probs(reference, trajectories)
-    return masked_kl(step_log_probs(policy, trajectories), log_ref, trajectories.mask)
+        log_ref = step_log_probs(reference, parents)
+    kl = masked_kl(step_log_probs(policy, parents), log_ref, parents.mask)
+    return kl.index_select(-2, family)
 
 
 def step_log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
@@ -165,37 +171,37 @@ def step_log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
     Raises:
         ValueError: the policy's answer has the wrong shape.
     """
-    tokens = trajectories.tokens
-    logits = policy(trajectories.prompts, tokens)
-    if logits.shape[-3:-1] != (tokens.shape[-2], tokens.shape[-1] + 1):
+    before_the_last = trajectories.tokens[..., :-1]
+    logits = policy(trajectories.prompts, before_the_last)
+    n, length = trajectories.tokens.shape[-2:]
+    if logits.shape[-3:-1] != (n, length):
         raise ValueError(
-            f"the policy gave logits {tuple(logits.shape)} for responses {tuple(tokens.shape)}; "
-            f"[{tokens.shape[-2]}, {tokens.shape[-1] + 1}, V] was due"
+            f"the policy gave logits {tuple(logits.shape)} for responses "
+            f"{tuple(before_the_last.shape)}; [{n}, {length}, V] was due"
         )
-    return logits[..., :-1, :].log_softmax(dim=-1)
+    return logits.log_softmax(dim=-1)
+
+
+def families(trajectories: Trajectories) -> tuple[Trajectories, Tensor]:
+    """One of each family of siblings, and for every response the row of its family, [B].
+
+    Siblings differ in the last token alone, so that they pass through the same T states: a policy
+    asked about one has answered for all. `enumerate_all` lists siblings next to each other, about
+    V to a family; of a sampled batch, nearly every response is a family of its own.
+    """
+    prompts, mask = trajectories.prompts, trajectories.mask
+    states = torch.cat([prompts, trajectories.tokens[..., :-1], mask], dim=-1)
+    states = states.movedim(-2, 0).flatten(start_dim=1)
+    first = (states[1:] != states[:-1]).any(dim=1)
+    first = torch.cat([first.new_ones(1), first])
+    per_token = (x[..., first, :] for x in (prompts, trajectories.responses, mask))
+    return Trajectories(*per_token, trajectories.weights[..., first]), first.cumsum(dim=0) - 1
 
 
 def of_tokens(step_log_p: Tensor, trajectories: Trajectories) -> Tensor:
     """Picks the response tokens out of `step_log_probs`: [B, T], 0 where masked."""
     index = trajectories.tokens.expand(step_log_p.shape[:-1]).unsqueeze(-1)
     return step_log_p.gather(-1, index).squeeze(-1).masked_fill(~trajectories.mask, 0)
-
-
-def masked_kl(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
-    """KL(p || q) at each step, [B, T], from `step_log_probs` of both; 0 where masked.
-
-    Either may lack the axis of runs that the other has. Both are differentiated.
-
-    Raises:
-        ValueError: the two have different vocabularies.
-    """
-    if log_p.shape[-1] != log_q.shape[-1]:
-        raise ValueError(
-            f"the policies have {log_p.shape[-1]} and {log_q.shape[-1]} tokens to choose from"
-        )
-    # An infinite divergence behind the mask would leave NaN in the gradient.
-    log_q = torch.where(mask.unsqueeze(-1), log_q, log_p.detach())
-    return kl_of_log_probs(log_p, log_q).masked_fill(~mask, 0)
 
 
 def score(world: Any, trajectories: Trajectories) -> Tensor:
@@ -223,9 +229,14 @@ def score(world: Any, trajectories: Trajectories) -> Tensor:
     return rewards.unflatten(0, lead)
 
 
-def _next_logits(policy: Policy, prompts: Tensor, responses: Tensor, n_tokens: int) -> Tensor:
-    """Logits of the next token, [B, V]."""
-    logits = policy(prompts, responses)[..., -1, :]
+def _next_logits(
+    policy: Policy, prompts: Tensor, responses: Tensor, cache: Any, n_tokens: int
+) -> tuple[Tensor, Any]:
+    """Logits of the next token, [B, V], and what the policy wants to see again after it."""
+    if hasattr(policy, "next_logits"):
+        logits, cache = policy.next_logits(prompts, responses, cache)
+    else:
+        logits = policy(prompts, responses)[..., -1, :]
     if logits.shape != (*responses.shape[:-1], n_tokens):
         raise ValueError(
             f"the policy's logits for the next token are {tuple(logits.shape)}; the world has "
@@ -236,4 +247,4 @@ def _next_logits(policy: Policy, prompts: Tensor, responses: Tensor, n_tokens: i
             f"the policy's logits for token {responses.shape[-1]} hold NaN or inf, or no token "
             "has any probability"
         )
-    return logits
+    return logits, cache

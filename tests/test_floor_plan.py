@@ -5,8 +5,18 @@ import ppo_toy
 
 PACKAGE = Path(ppo_toy.__file__).parent
 FLOORS = [
-    {"kl", "kl_controllers", "reviews", "data", "worlds", "enumeration", "policies", "progress"},
-    {"trajectories", "exact", "objectives", "advantages", "envs"},
+    {
+        "kl",
+        "kl_controllers",
+        "reviews",
+        "data",
+        "worlds",
+        "enumeration",
+        "policies",
+        "gpt",
+        "progress",
+    },  # fmt: skip
+    {"trajectories", "exact", "objectives", "advantages", "envs", "pretraining"},
     {"training", "actor_critic", "plots"},
     {"__main__", "benchmarks"},
 ]

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import math
 from types import SimpleNamespace
@@ -8,7 +9,14 @@ from problems import generator, random_logits, random_world
 from torch import nn
 from torch.testing import assert_close
 
-from ppo_toy.policies import TabularPolicy, TabularValue, device_of, logsumexp_by
+from ppo_toy.policies import (
+    TabularPolicy,
+    TabularValue,
+    device_of,
+    fingerprint,
+    freeze,
+    logsumexp_by,
+)
 from ppo_toy.trajectories import enumerate_all
 from ppo_toy.worlds import TokenBandit, TokenSequence
 
@@ -413,3 +421,43 @@ def test_a_world_that_asks_the_same_twice_is_refused():
     )
     with pytest.raises(ValueError, match="two of the world's prompts are the same"):
         TabularPolicy(world)
+
+
+# freeze and fingerprint
+
+
+def test_a_frozen_copy_shares_nothing_and_asks_for_no_gradient():
+    policy = TabularPolicy.random(random_world(0), generator=generator(0))
+    frozen = freeze(policy)
+    assert not frozen.training
+    assert policy.training
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert fingerprint(frozen) == fingerprint(policy)
+    with torch.no_grad():
+        policy.logits += 1
+    assert_close(frozen.logits, policy.logits.detach() - 1)
+    assert fingerprint(frozen) != fingerprint(policy)
+
+
+def test_a_fingerprint_is_that_of_the_bytes():
+    module = torch.nn.Linear(1, 1, bias=False, dtype=torch.float32)
+    torch.nn.init.ones_(module.weight)
+    # the number 1 in single precision is 0x3f800000, lowest byte first
+    text = b"weight torch.float32 (1, 1)" + bytes([0, 0, 0x80, 0x3F])
+    assert fingerprint(module) == hashlib.sha256(text).hexdigest()
+
+
+def test_one_bit_of_one_parameter_changes_the_fingerprint():
+    policy = TabularPolicy.random(random_world(0), generator=generator(0))
+    before = fingerprint(policy)
+    assert fingerprint(policy) == before
+    with torch.no_grad():
+        number = policy.logits[-1, -1]
+        policy.logits[-1, -1] = number.nextafter(torch.tensor(math.inf))
+    assert fingerprint(policy) != before
+
+
+def test_the_type_counts_in_a_fingerprint_and_a_single_number_has_one():
+    single = torch.nn.ParameterList([torch.tensor(1.5)])
+    assert fingerprint(single) != fingerprint(single.to(torch.bfloat16))

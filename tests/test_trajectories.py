@@ -14,6 +14,7 @@ from ppo_toy.trajectories import (
     Trajectories,
     draw,
     enumerate_all,
+    families,
     log_probs,
     masked_kl,
     of_tokens,
@@ -321,6 +322,28 @@ def test_the_numbers_come_from_the_generator_and_nowhere_else():
     assert not torch.equal(first.responses, second.responses)
 
 
+def test_a_policy_that_keeps_a_cache_gets_it_back_with_the_next_token():
+    seen = []
+
+    def next_logits(prompts, responses, cache):
+        seen.append((responses.shape[1], cache))
+        return wavy(prompts, responses)[:, -1], f"what was known of {responses.shape[1]} tokens"
+
+    policy = SimpleNamespace(next_logits=next_logits)
+    batch = sample(policy, WeatherReport(), 50, generator=generator(3))
+    known = [None, "what was known of 0 tokens", "what was known of 1 tokens"]
+    assert seen == list(enumerate(known))
+    plain = sample(wavy, WeatherReport(), 50, generator=generator(3))
+    assert torch.equal(batch.responses, plain.responses)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (1, 3), (5, 1, 3)], ids=str)
+def test_a_cached_answer_of_the_wrong_shape_is_an_error_too(shape):
+    policy = SimpleNamespace(next_logits=lambda *asked: (torch.zeros(shape), None))
+    with pytest.raises(ValueError, match="the world has 3 tokens and the batch"):
+        sample(policy, WeatherReport(), 5, generator=generator(0))
+
+
 def test_a_prompt_of_weight_zero_is_never_drawn():
     world = SimpleNamespace(
         prompts=torch.tensor([[0], [1], [2]]),
@@ -549,15 +572,75 @@ def test_a_world_too_large_is_refused_before_the_policy_is_asked(monkeypatch):
     assert len(enumerate_all(wavy, WeatherReport()).weights) == 30
 
 
-def test_all_responses_are_asked_about_in_one_call():
-    shapes = []
+def test_every_prefix_of_all_but_the_last_token_is_asked_about_once_in_one_call():
+    asked = []
 
     def watched(prompts, responses):
-        shapes.append((tuple(prompts.shape), tuple(responses.shape)))
+        asked.append(torch.cat([prompts, responses], dim=1).tolist())
         return wavy(prompts, responses)
 
-    enumerate_all(watched, WeatherReport())
-    assert shapes == [((30, 2), (30, 3))]
+    batch = enumerate_all(watched, WeatherReport())
+    # 2 prompts, each with 4 prefixes that go on and with "stop" and "sun stop" and "rain stop"
+    assert len(batch.weights) == 30
+    assert len(asked) == 1
+    assert len(asked[0]) == len({tuple(prefix) for prefix in asked[0]}) == 2 * (4 + 3)
+
+
+# families
+
+
+def test_siblings_are_families_by_hand():
+    # after 0 0: a, b; after 0 1 an only child; the same prefix again for another prompt; and a
+    # response that ended, whose padding looks like the tokens of the one before it
+    batch = Trajectories(
+        prompts=torch.tensor([[4], [4], [4], [5], [5], [5]]),
+        responses=torch.tensor([[0, 0, 1], [0, 0, 2], [0, 1, 2], [0, 1, 2], [0, 0, 0], [0, 99, 9]]),
+        mask=torch.tensor([[1, 1, 1]] * 5 + [[1, 0, 0]]).bool(),
+        weights=torch.arange(6.0),
+    )
+    parents, family = families(batch)
+    assert family.tolist() == [0, 0, 1, 2, 3, 4]
+    assert parents.prompts.tolist() == [[4], [4], [5], [5], [5]]
+    assert parents.tokens[:, :2].tolist() == [[0, 0], [0, 1], [0, 1], [0, 0], [0, 0]]
+    assert parents.mask.sum(dim=1).tolist() == [3, 3, 3, 3, 1]
+    assert parents.weights.tolist() == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("end_token", [None, 1])
+def test_a_family_of_the_list_shares_its_states(end_token):
+    world = random_world(0, end_token=end_token)
+    batch = enumerate_all(table_of(world, 0), world)
+    parents, family = families(batch)
+    assert torch.equal(parents.prompts[family], batch.prompts)
+    assert torch.equal(parents.tokens[family][:, :-1], batch.tokens[:, :-1])
+    assert torch.equal(parents.mask[family], batch.mask)
+    states = torch.cat([parents.prompts, parents.responses[:, :-1]], dim=1)
+    assert len(states.unique(dim=0)) == len(states) < len(batch.weights)
+
+
+def test_runs_are_a_family_only_where_all_of_them_are():
+    world = random_world(0, prompts=1, tokens=2, length=2)
+    responses = torch.tensor([[[0, 0], [0, 1], [1, 1]], [[1, 1], [1, 0], [1, 1]]])
+    batch = Trajectories(
+        torch.zeros(2, 3, 1, dtype=torch.long),
+        responses,
+        torch.ones(2, 3, 2, dtype=torch.bool),
+        torch.full((2, 3), 1 / 3),
+    )
+    parents, family = families(batch)
+    assert family.tolist() == [0, 0, 1]
+    assert parents.responses.tolist() == [[[0, 0], [1, 1]], [[1, 1], [1, 1]]]
+    policy, alone = tables_with_runs(world, 2)
+    for run in range(2):
+        own = Trajectories(*(x[run] for x in vars(batch).values()))
+        assert_close(log_probs(policy, batch)[run], slow_log_probs(alone[run], own))
+
+
+def test_a_single_trajectory_is_its_own_family():
+    batch = Trajectories(*(x[:1] for x in vars(batch_by_hand()).values()))
+    parents, family = families(batch)
+    assert family.tolist() == [0]
+    assert parents.responses.tolist() == batch.responses.tolist()
 
 
 # log_probs and per_step_kl
@@ -728,9 +811,9 @@ def test_policies_with_different_vocabularies_are_an_error():
         masked_kl(torch.zeros(4, 3, 1), torch.zeros(4, 3, 3), batch_by_hand().mask)
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 3), (4, 5, 3), (1, 4, 3), (5, 4, 3), (4, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 2, 3), (4, 4, 3), (1, 3, 3), (5, 3, 3), (4, 3)], ids=str)
 def test_an_answer_of_the_wrong_shape_is_an_error(shape):
-    message = r"gave logits \(.*\) for responses \(4, 3\); \[4, 4, V\] was due"
+    message = r"gave logits \(.*\) for responses \(4, 2\); \[4, 3, V\] was due"
     for ask in (log_probs, step_log_probs):
         with pytest.raises(ValueError, match=message) as error:
             ask(lambda prompts, responses: torch.zeros(shape), batch_by_hand())
