@@ -9,6 +9,7 @@ printed; absolute times, which differ from machine to machine, stand beside it.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -155,7 +156,7 @@ def _ours(seed: int, runs: int = 1) -> list[float]:
 
 
 def _first(steps: Iterable[int], returns: Iterable[float]) -> float:
-    return next((s for s, r in zip(steps, returns, strict=True) if r >= 475), float("inf"))
+    return next((float(s) for s, r in zip(steps, returns, strict=True) if r >= 475), math.inf)
 
 
 def _peer(seed: int) -> list[float]:
