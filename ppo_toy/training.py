@@ -16,7 +16,6 @@ and not means; each epoch is one minibatch.
 
 import math
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -87,7 +86,7 @@ def train(
 ) -> History:
     """Trains the policy in place by the nine steps and returns what was measured.
 
-    Interrupted from the keyboard, it warns and returns the history of the steps completed.
+    Interrupted from the keyboard, it says so and returns the history of the steps completed.
 
     Args:
         policy: the policy in training; with a leading axis of runs, all runs advance together.
@@ -161,7 +160,7 @@ def train(
             if _converged(rows, tolerance):  # 9
                 break
     except KeyboardInterrupt:
-        warnings.warn(f"interrupted: the history holds {len(rows)} of {steps} steps", stacklevel=2)
+        print(f"interrupted: the history holds {len(rows)} of {steps} steps")
     return _history(rows, beta.shape)
 
 
