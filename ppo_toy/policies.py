@@ -6,12 +6,15 @@ position i holds the logits of response token i, given the prompt and the i toke
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ppo_toy.enumeration import MAX_LOGITS
 
 Policy = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,7 +34,8 @@ class TabularPolicy(nn.Module):
         logits: one row for each prompt and prefix, [S, V] or [G, S, V], in nats; zeros by default.
 
     Raises:
-        ValueError: `logits` has another shape, or two prompts are the same.
+        ValueError: `logits` has another shape, two prompts are the same, or the table would be
+            too large; that is said before memory is touched.
     """
 
     def __init__(self, world: Any, logits: Tensor | None = None) -> None:
@@ -41,6 +45,12 @@ class TabularPolicy(nn.Module):
         self.response_length = world.response_length
         self.n_nodes = sum(self.n_tokens**length for length in range(self.response_length))
         table = (self.n_nodes * len(world.prompts), self.n_tokens)
+        if math.prod(table) > MAX_LOGITS:
+            raise ValueError(
+                f"this world needs a table of 10^{math.log10(math.prod(table)):.1f} logits "
+                f"({len(world.prompts)} prompts, {self.n_tokens} tokens, length "
+                f"{self.response_length}); at most {MAX_LOGITS:,} are kept"
+            )
         if logits is None:
             logits = torch.zeros(table, dtype=torch.float64)
         if logits.dim() not in (2, 3) or logits.shape[-2:] != table:

@@ -23,6 +23,7 @@ FLOORS = [
 # On one floor, these may lean on those; the lists are read in order and hold no circle.
 SAME_FLOOR = {
     "data": {"reviews"},
+    "policies": {"enumeration"},
     "worlds": {"data", "reviews"},
     "exact": {"advantages", "objectives", "trajectories"},
     "envs": {"trajectories"},

@@ -461,3 +461,10 @@ def test_one_bit_of_one_parameter_changes_the_fingerprint():
 def test_the_type_counts_in_a_fingerprint_and_a_single_number_has_one():
     single = torch.nn.ParameterList([torch.tensor(1.5)])
     assert fingerprint(single) != fingerprint(single.to(torch.bfloat16))
+
+
+def test_a_table_that_cannot_be_kept_is_refused_before_memory_is_touched():
+    world = SimpleNamespace(prompts=PROMPT, vocabulary=range(10), response_length=12)
+    # (10^12 - 1) / 9 prefixes of 10 tokens: 10^12.05 logits
+    with pytest.raises(ValueError, match=r"10\^12\.0 logits \(1 prompts, 10 tokens, length 12\)"):
+        TabularPolicy(world)
