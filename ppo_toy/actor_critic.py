@@ -82,7 +82,8 @@ class ActorCritic(nn.Module):
         (first, first_bias), *others = self.layers
         x = torch.baddbmm(first_bias, x, first)
         for weight, bias in others:
-            x = torch.baddbmm(bias, x.tanh(), weight)
+            # tanh(x) = 2 * (sigmoid(2 * x) - 1/2), and the sigmoid is many times faster here.
+            x = torch.baddbmm(bias, (2 * x).sigmoid() - 0.5, weight, alpha=2)
         actor, critic = x.split(self.runs)
         return actor.log_softmax(dim=-1).view(*lead, -1), critic[..., 0].view(lead)
 

@@ -95,8 +95,9 @@ def clipped_surrogate(
     Source: Schulman et al. (2017), eq. 7; eq. 6 with `clip=math.inf`.
     """
     clip = _per_run(clip, log_probs, axes=2)
-    if not (clip > 0).all():
-        raise ValueError(f"clip is {clip.squeeze().tolist()}; it must be positive")
+    if not torch.as_tensor(clip > 0).all():
+        clip = torch.as_tensor(clip).squeeze().tolist()
+        raise ValueError(f"clip is {clip}; it must be positive")
     ratio = (log_probs - old_log_probs.detach()).exp()
     advantages = advantages.detach()
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
@@ -155,7 +156,9 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor, weights: Tensor) -
     return (weights.detach() * error.square().sum(dim=-1) / 2).sum(dim=-1)
 
 
-def _per_run(number: float | Tensor, like: Tensor, axes: int) -> Tensor:
+def _per_run(number: float | Tensor, like: Tensor, axes: int) -> float | Tensor:
     """A constant: a scalar as it is, one for each run, [G], with axes for what comes after G."""
-    number = torch.as_tensor(number, dtype=like.dtype, device=like.device).detach()
+    if not isinstance(number, Tensor):
+        return number
+    number = number.detach().to(like)
     return number.reshape(*number.shape, *[1] * axes) if number.dim() else number
