@@ -63,6 +63,10 @@ class Pairs:
     rejected: Tensor
     raters: Tensor
 
+    def __getitem__(self, which: Any) -> "Pairs":
+        """Returns some of the pairs, by a slice, a mask or a tensor of indices."""
+        return Pairs(*(column[which] for column in vars(self).values()))
+
 
 def folder() -> Path:
     """Returns where the files lie: beside the installed package, or in the checkout."""
@@ -111,15 +115,12 @@ def make_ratings() -> str:
         FileNotFoundError: that package is not installed in the version that is read here.
     """
     package, version, name = LEXICON
-    try:
-        distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        distribution = None
-    if distribution is None or distribution.version != version:
+    found = [each for each in metadata.distributions(name=package) if each.version == version]
+    if not found:
         raise FileNotFoundError(
             f"ratings.tsv is made from {package} {version}: pip install {package}=={version}"
         )
-    (path,) = (file.locate() for file in distribution.files if file.name == name)
+    (path,) = (file.locate() for file in found[0].files if file.name == name)
     lines = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
     scores = {line[0]: json.loads(line[3]) for line in lines if line[0] in reviews.ADJECTIVES}
     return _text("ratings.tsv", [[word, *scores[word]] for word in reviews.ADJECTIVES])

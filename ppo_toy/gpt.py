@@ -90,13 +90,14 @@ class Attention(nn.Module):
             visible: which of the n tokens each may see, [m, n] of bool; the new ones come last.
             memory: keys and values of the first n - m; those of the new ones are written into it.
         """
-        per_head = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))
-        query, key, value = per_head.permute(2, 0, 3, 1, 4)  # each [B, H, m, C / H]
+        m, n = visible.shape
+        per_head = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = per_head  # each [B, H, m, C / H]
         if memory is not None:
-            m, n = visible.shape
-            memory[:, :, :, n - m : n] = torch.stack([key, value])
+            memory[:, :, :, n - m : n] = per_head[1:]
             key, value = memory[:, :, :, :n]
-        gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        mask = visible if m > 1 else None  # the last token may see them all
+        gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out(gathered.transpose(1, 2).flatten(start_dim=2))
 
 
@@ -233,15 +234,14 @@ class TinyGPT(nn.Module):
 
     def _text(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Prompt and response in one, [B, P + t], checked."""
-        for kind, tokens, n_tokens in (
-            ("prompt", prompts, self.config.n_tokens_in),
-            ("response", responses, self.config.n_tokens_out),
+        for kind, tokens, last in (
+            ("prompt", prompts, self.config.n_tokens_in - 1),
+            ("response", responses, self.config.n_tokens_out - 1),
         ):
-            strangers = tokens[(tokens < 0) | (tokens >= n_tokens)].tolist()
-            if strangers:
-                raise ValueError(
-                    f"a {kind} holds the token {strangers[0]}; it must be 0 to {n_tokens - 1}"
-                )
+            known = tokens.clamp(0, last)
+            if not torch.equal(known, tokens):
+                stranger = tokens[known != tokens][0]
+                raise ValueError(f"a {kind} holds the token {stranger}; it must be 0 to {last}")
         if not 1 <= prompts.shape[1] <= self.config.context - responses.shape[1]:
             raise ValueError(
                 f"a prompt of {prompts.shape[1]} tokens and a response of {responses.shape[1]} do "

@@ -151,25 +151,13 @@ class TabularPolicy(nn.Module):
                 f"the responses have {responses.shape[-1]} tokens, the table is made for "
                 f"{self.response_length}"
             )
-        prompt = self._prompt_index(prompts)
+        prompt = index_of_prompts(prompts, self.known_prompts)
         nodes = [torch.zeros_like(prompt)]
         for token in responses.unbind(dim=-1):
             nodes.append(self.n_tokens * nodes[-1] + token + 1)
         # The node of a full response lies beyond the table.
         node = torch.stack(nodes, dim=-1).clamp(max=self.n_nodes - 1)
         return self.n_nodes * prompt.unsqueeze(-1) + node
-
-    def _prompt_index(self, prompts: Tensor) -> Tensor:
-        if prompts.shape[-1] != self.known_prompts.shape[-1]:
-            raise ValueError(
-                f"the prompts have {prompts.shape[-1]} tokens, the world's "
-                f"{self.known_prompts.shape[-1]}"
-            )
-        equal = (prompts.unsqueeze(-2) == self.known_prompts).all(dim=-1)
-        if not equal.any(dim=-1).all():
-            stranger = prompts[~equal.any(dim=-1)][0].tolist()
-            raise ValueError(f"prompt {stranger} is not among the world's prompts")
-        return equal.to(torch.uint8).argmax(dim=-1)
 
 
 class TabularValue(nn.Module):
@@ -194,6 +182,23 @@ class TabularValue(nn.Module):
         return self.values[self._numbering.rows(prompts, responses)]
 
 
+def index_of_prompts(prompts: Tensor, known: Tensor) -> Tensor:
+    """Returns which of the known prompts [n, P] each prompt [..., P] is, [...].
+
+    Raises:
+        ValueError: a prompt is none of them.
+    """
+    if prompts.shape[-1] != known.shape[-1]:
+        raise ValueError(
+            f"the prompts have {prompts.shape[-1]} tokens, the world's {known.shape[-1]}"
+        )
+    equal = (prompts.unsqueeze(-2) == known).all(dim=-1)
+    if not equal.any(dim=-1).all():
+        stranger = prompts[~equal.any(dim=-1)][0].tolist()
+        raise ValueError(f"prompt {stranger} is not among the world's prompts")
+    return equal.to(torch.uint8).argmax(dim=-1)
+
+
 def device_of(policy: Policy) -> torch.device:
     """The device of a policy's first parameter; the CPU for one without parameters."""
     parameters = policy.parameters() if isinstance(policy, torch.nn.Module) else iter(())
@@ -206,14 +211,14 @@ def freeze(policy: nn.Module) -> nn.Module:
 
 
 def fingerprint(policy: nn.Module) -> str:
-    """Returns the SHA-256 of the parameters; it changes as soon as one bit of one of them does.
+    """Returns the SHA-256 of the state; it changes as soon as one bit of one tensor in it does.
 
     Names, types and shapes count too, the device does not.
     """
     digest = hashlib.sha256()
-    for name, parameter in policy.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        numbers = parameter.detach().cpu().flatten()
+    for name, tensor in policy.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        numbers = tensor.cpu().flatten()
         digest.update(numbers.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

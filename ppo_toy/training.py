@@ -76,7 +76,9 @@ def train(
     batch_size: int,
     learning_rate: float,
     generator: torch.Generator,
+    anneal: bool = False,
     epochs: int = 1,
+    penalty: str = "exact",
     controller: Controller = fixed,
     clip: float | Tensor = math.inf,
     beta_old: float | Tensor = 0.0,
@@ -97,7 +99,12 @@ def train(
         batch_size: responses drawn at each step, for each run, >= 1.
         learning_rate: of Adam, > 0.
         generator: a CPU generator, the only source of randomness.
+        anneal: the learning rate falls in a straight line towards 0, which it would reach after
+            `steps`; what the noise of the last batches leaves behind shrinks with it.
         epochs: updates made from one batch, >= 1.
+        penalty: how the KL enters the gradient. "exact": as the KL of each state, form (A) of
+            lesson 03, quieter far from the best policy. "sampled": as the log-ratio of the
+            response drawn, taken from its reward, form (B) over all tokens, noiseless at it.
         controller: from (beta, kl) to the next beta, once a step and for each run in turn; kl in
             nats per response.
         clip: epsilon of the clipped surrogate, one for each run or for all; `math.inf` for none.
@@ -117,6 +124,8 @@ def train(
             raise ValueError(f"{name} is {number}; it must be 1 or more")
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate is {learning_rate}; it must be positive and finite")
+    if penalty not in ("exact", "sampled"):
+        raise ValueError(f'penalty is {penalty!r}; it is "exact" or "sampled"')
     if epochs == 1 and controller_old is not fixed:
         raise ValueError("controller_old has nothing to go by: kl_old is measured if epochs > 1")
     _check_policies(policy, reference, world)
@@ -129,6 +138,7 @@ def train(
         for step in bar(range(steps), "training"):
             if on_step is not None:
                 on_step(step, policy)
+            adam.param_groups[0]["lr"] = learning_rate * (1 - step / steps if anneal else 1)
             batch = sample(policy, world, batch_size, generator=generator)  # 1 and 2
             rewards = score(world, batch)  # 3
             with torch.no_grad():
@@ -141,13 +151,17 @@ def train(
                     objective = penalized_objective(rewards, old_kl, beta, batch.weights)  # 5
                     _check_finite(objective, step)
                     returns = reward_to_go(rewards, old_kl, beta, batch.mask)
-                    advantages = leave_one_out(returns, batch.mask)
                 log_probs, old_log_probs = of_tokens(log_pi, batch), of_tokens(log_old, batch)
+                if penalty == "sampled":
+                    log_ratio = (log_probs - of_tokens(log_ref, batch)).detach().sum(dim=-1)
+                    returns = (rewards - beta[..., None] * log_ratio).unsqueeze(-1) * batch.mask
+                advantages = leave_one_out(returns, batch.mask)
                 gain = clipped_surrogate(log_probs, old_log_probs, advantages, clip=clip)
                 if beta_old.any():
                     kl_old = masked_kl(log_old, log_pi, batch.mask)
                     gain = gain - beta_old[..., None, None] * kl_old
-                surrogate = penalized_objective(gain.sum(dim=-1), kl, beta, batch.weights)
+                direct = beta if penalty == "exact" else 0 * beta
+                surrogate = penalized_objective(gain.sum(dim=-1), kl, direct, batch.weights)
                 adam.zero_grad()
                 (-surrogate.sum()).backward()  # 6 and 7
                 adam.step()  # 8

@@ -242,7 +242,7 @@ def _next_logits(
             f"the policy's logits for the next token are {tuple(logits.shape)}; the world has "
             f"{n_tokens} tokens and the batch {tuple(responses.shape[:-1])} responses"
         )
-    if not logits.amax(dim=-1).isfinite().all():
+    if not logits.amax(dim=-1).abs().amax().item() < torch.inf:  # nor is NaN
         raise ValueError(
             f"the policy's logits for token {responses.shape[-1]} hold NaN or inf, or no token "
             "has any probability"

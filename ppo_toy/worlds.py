@@ -14,6 +14,7 @@ in a response after its end token is padding, and a reward must not depend on it
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import torch
@@ -83,7 +84,8 @@ class TokenSequence:
         prompts: [n, P] integer tokens; one prompt, the token 0, by default.
 
     Raises:
-        ValueError: an argument is out of its range; the message names it.
+        ValueError: an argument is out of its range; the message names it. Or the reward has a
+            `vocabulary`, as a reward model has, and it is another one.
     """
 
     vocabulary: Sequence[str]
@@ -104,6 +106,7 @@ class TokenSequence:
                 f"prompts has shape {tuple(self.prompts.shape)} and type {self.prompts.dtype}; "
                 "it must be [n, P] of torch.long"
             )
+        _check_reads(self.reward, self.vocabulary)
 
     @classmethod
     def from_table(
@@ -167,7 +170,8 @@ class ToyReviews:
         prompts: [n, 2] rows of `reviews.PROMPTS`; all six by default.
 
     Raises:
-        ValueError: a prompt is not one of the six, or the file of ratings is damaged.
+        ValueError: a prompt is not one of the six, the reward has another `vocabulary`, or the file
+            of ratings is damaged.
         FileNotFoundError: the file of ratings is missing; the message says how to make it again.
     """
 
@@ -178,10 +182,11 @@ class ToyReviews:
     end_token: ClassVar[int] = reviews.END
 
     def __post_init__(self) -> None:
-        """Checks the prompts."""
+        """Checks the prompts and that a reward model reads these words."""
         if self.prompts.dim() != 2 or not len(self.prompts):
             raise ValueError(f"prompts has shape {tuple(self.prompts.shape)}; it must be [n, 2]")
         reviews.noun_of(self.prompts)
+        _check_reads(self.reward, self.vocabulary)
 
 
 def prompt_weights(world: Any) -> Tensor:
@@ -214,6 +219,13 @@ def _bracket_reward(prompts: Tensor, responses: Tensor) -> Tensor:
         alone += closes & ~matched
         waiting += opens.double() - matched.double()
     return pairs - (alone + waiting) / 2
+
+
+def _check_reads(reward: Any, vocabulary: Sequence[str]) -> None:
+    known = getattr(reward, "vocabulary", vocabulary)
+    for token, (theirs, ours) in enumerate(zip_longest(known, vocabulary)):
+        if theirs != ours:
+            raise ValueError(f"token {token} is {theirs!r} to the reward, {ours!r} in this world")
 
 
 def _check_finite(table: Tensor) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from problems import generator
+from problems import generator, random_logits
 from torch.testing import assert_close
 
 from ppo_toy.actor_critic import ActorCritic, _limit_norms, train_on
@@ -92,10 +92,18 @@ def test_each_run_has_its_own_episodes():
     assert [list(done) for done in driver.finished] == [[3, 3], [6]]
 
 
-def test_every_network_gives_what_it_would_give_alone():
-    model = ActorCritic(3, 2, runs=3, hidden=5, generator=generator(0))
-    observations = torch.randn(3, 4, 6, 3, generator=generator(1))
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0])
+def test_every_network_gives_what_it_would_give_alone_in_value_and_gradient(scale):
+    # observations for which the first tanh is a straight line, a curve and nearly flat
+    model = ActorCritic(3, 2, runs=3, hidden=5, generator=generator(0)).double()
+    parameters = list(model.parameters())
+    with torch.no_grad():
+        for number, parameter in enumerate(parameters):
+            parameter += 0.3 * random_logits(number, *parameter.shape)
+    observations = scale * random_logits(1, 3, 4, 6, 3)
     log_pi, values = model(observations)
+    coefficients, of_values = random_logits(2, *log_pi.shape), random_logits(3, *values.shape)
+    total = 0
     for run in range(3):
         outs = []
         for network in (run, 3 + run):
@@ -106,6 +114,12 @@ def test_every_network_gives_what_it_would_give_alone():
             outs.append(x)
         assert_close(log_pi[run], outs[0].log_softmax(dim=-1))
         assert_close(values[run], outs[1][..., 0])
+        total = total + (coefficients[run] * outs[0].log_softmax(dim=-1)).sum()
+        total = total + (of_values[run] * outs[1][..., 0]).sum()
+    got = (coefficients * log_pi).sum() + (of_values * values).sum()
+    expected = torch.autograd.grad(total, parameters)
+    assert all((gradient != 0).any() for gradient in expected)
+    assert_close(torch.autograd.grad(got, parameters), expected)
 
 
 def test_the_norm_of_each_runs_gradient_is_limited_by_itself():

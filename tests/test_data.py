@@ -4,6 +4,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +94,29 @@ def test_a_file_of_ones_own_may_be_of_any_length(preferences):
     assert pairs.raters.tolist() == [0, 9]
 
 
+@pytest.mark.parametrize(
+    ("which", "raters"),
+    [
+        (slice(1, None), [1, 2, 9]),
+        (slice(-1, None), [9]),
+        (slice(0, 0), []),
+        (torch.tensor([True, False, False, True]), [0, 9]),
+        (torch.tensor([3, 0, 3]), [9, 0, 9]),
+    ],
+    ids=["all but the first", "the last", "none", "a mask", "indices"],
+)
+def test_some_of_the_pairs_are_pairs_too(which, raters):
+    # each column says in which row it stands: rater r has prompt r and responses r + 20, r + 40
+    rows = torch.tensor([0, 1, 2, 9])
+    column = rows.unsqueeze(1)
+    pairs = data.Pairs(column.repeat(1, 2), column + 20, column + 40, rows)[which]
+    assert isinstance(pairs, data.Pairs)
+    assert pairs.raters.tolist() == raters
+    assert pairs.prompts.tolist() == [[rater, rater] for rater in raters]
+    assert pairs.chosen.tolist() == [[rater + 20] for rater in raters]
+    assert pairs.rejected.tolist() == [[rater + 40] for rater in raters]
+
+
 # Properties
 
 
@@ -155,7 +179,7 @@ def test_the_licence_of_the_ratings_lies_beside_them():
 def test_an_install_that_is_not_editable_carries_the_files(tmp_path, monkeypatch):
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     setup = setup["tool"]["setuptools"]
-    assert setup["packages"] == ["ppo_toy", "ppo_toy.datafiles"]
+    assert setup["packages"] == ["ppo_toy", "ppo_toy.benchmarks", "ppo_toy.datafiles"]
     assert setup["package-dir"] == {"ppo_toy.datafiles": "data"}
     for path in (ROOT / "data").iterdir():
         assert any(path.match(pattern) for pattern in setup["package-data"]["ppo_toy.datafiles"])
@@ -249,16 +273,31 @@ def test_the_lowest_and_the_highest_rating_are_read(tmp_path):
     assert ratings.count_nonzero() == 8
 
 
-@pytest.mark.parametrize("installed", [None, "3.3.1"])
-def test_ratings_are_made_from_one_version_of_the_lexicon_only(monkeypatch, installed):
-    def distribution(name):
-        if installed is None:
-            raise metadata.PackageNotFoundError(name)
-        return type("Other", (), {"version": installed, "files": []})
+def installed(*versions: str):
+    """In place of `metadata.distributions`: these versions of the lexicon, without its files."""
 
-    monkeypatch.setattr(metadata, "distribution", distribution)
+    def distributions(*, name):
+        assert name == "vaderSentiment"
+        return (SimpleNamespace(version=version, files=[]) for version in versions)
+
+    return distributions
+
+
+@pytest.mark.parametrize("versions", [[], ["3.3.1"], ["3.3.1", "3.3.20"]])
+def test_ratings_are_made_from_one_version_of_the_lexicon_only(monkeypatch, versions):
+    monkeypatch.setattr(metadata, "distributions", installed(*versions))
     with pytest.raises(FileNotFoundError, match="pip install vaderSentiment==3.3.2"):
         data.make_ratings()
+
+
+def test_another_version_or_the_same_twice_does_not_hide_the_right_one(monkeypatch):
+    found = list(metadata.distributions(name="vaderSentiment"))
+
+    def distributions(*, name):
+        return [*installed("3.3.1")(name=name), *found, *found]
+
+    monkeypatch.setattr(metadata, "distributions", distributions)
+    assert data.make_ratings().encode() == bytes_of("ratings.tsv")
 
 
 def test_a_name_that_is_no_file_is_refused_before_any_is_made(copies):

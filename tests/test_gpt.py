@@ -65,6 +65,11 @@ def ragged() -> Trajectories:
     return Trajectories(prompts, responses.where(mask, 99), mask, torch.full((5,), 0.2))
 
 
+def drawn() -> Trajectories:
+    """Responses that a model like these ended itself; the end token stands behind as padding."""
+    return sample(lively(24), chat_world(6), 12, generator=generator(0))
+
+
 def gradients(scalar: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
     return list(torch.autograd.grad(scalar, list(model.parameters())))
 
@@ -352,10 +357,21 @@ def test_the_same_tokens_are_drawn_with_and_without_the_cache(seed, end_token):
 # Variable lengths
 
 
+def test_the_mask_ends_with_the_first_end_token_of_each_response_drawn():
+    batch = drawn()
+    for response, mask in zip(batch.responses.tolist(), batch.mask.tolist(), strict=True):
+        n = response.index(4) + 1 if 4 in response else 6
+        assert mask == [True] * n + [False] * (6 - n)
+        assert response[n:] == [4] * (6 - n)
+    # from those that end at once to those that never do
+    assert set(batch.mask.sum(dim=1).tolist()) == {1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("responses", [ragged, drawn])
 @pytest.mark.parametrize("seed", range(2))
-def test_padded_log_probs_are_those_of_each_response_alone_in_value_and_gradient(seed):
-    model, batch = lively(seed), ragged()
-    coefficients = random_logits(seed, 5, 6)
+def test_padded_log_probs_are_those_of_each_response_alone_in_value_and_gradient(seed, responses):
+    model, batch = lively(seed), responses()
+    coefficients = random_logits(seed, len(batch.mask), 6)
     got = log_probs(model, batch)
     assert (got[~batch.mask] == 0).all()
     total = 0
@@ -369,10 +385,11 @@ def test_padded_log_probs_are_those_of_each_response_alone_in_value_and_gradient
     assert_close(gradients((got * coefficients).sum(), model), gradients(total, model))
 
 
+@pytest.mark.parametrize("responses", [ragged, drawn])
 @pytest.mark.parametrize("seed", range(2))
-def test_the_padded_kl_is_that_of_each_response_alone_in_value_and_gradient(seed):
-    model, reference, batch = lively(seed), lively(seed + 10), ragged()
-    coefficients = random_logits(seed, 5, 6)
+def test_the_padded_kl_is_that_of_each_response_alone_in_value_and_gradient(seed, responses):
+    model, reference, batch = lively(seed), lively(seed + 10), responses()
+    coefficients = random_logits(seed, len(batch.mask), 6)
     got = per_step_kl(model, reference, batch)
     assert (got[~batch.mask] == 0).all()
     assert (got[batch.mask] > 0).all()

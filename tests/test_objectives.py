@@ -266,6 +266,30 @@ def test_where_the_ratio_is_1_the_clipped_gradient_is_the_advantage():
     assert advantages.min() < 0 < advantages.max()
 
 
+WEIGHTS = torch.tensor([0.125, 0.25, 0.125, 0.5], dtype=torch.float64)
+SURROGATES = {
+    "penalised": lambda new, old, a, kl, c: penalized_objective(a[:, 0], kl, c, WEIGHTS),
+    "policy gradient": lambda new, old, a, kl, c: policy_gradient_surrogate(new, kl, a, c, WEIGHTS),
+    "clipped": lambda new, old, a, kl, c: clipped_surrogate(new, old, a, clip=c),
+    "KL-penalised": lambda new, old, a, kl, c: kl_penalty_surrogate(new, old, a, kl, c),
+}
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_coefficient_may_be_a_float_or_a_tensor_of_one_number(name):
+    new, old, advantages, kl = random_logits(0, 4, 4, 3)
+    results = []
+    for number in (0.25, torch.tensor(0.25, requires_grad=True)):
+        inputs = new.clone().requires_grad_(), kl.clone().requires_grad_()
+        got = SURROGATES[name](inputs[0], old, advantages, inputs[1], number)
+        gradients = torch.autograd.grad(got.square().sum(), inputs, allow_unused=True)
+        results.append((got, *(x for x in gradients if x is not None)))
+    assert len(results[0]) > 1
+    for by_float, by_tensor in zip(*results, strict=True):
+        assert torch.equal(by_float, by_tensor)
+    assert (SURROGATES[name](new, old, advantages, kl, 0.5) != results[0][0]).any()
+
+
 def test_without_a_clip_the_surrogate_is_ratio_times_advantage():
     log_p, old, advantages = random_logits(0, 3, 4, 3)
     got = clipped_surrogate(log_p, old, advantages, clip=math.inf)
@@ -306,8 +330,10 @@ def test_the_clipped_gradient_is_0_where_the_clip_acts_and_only_there(ratio, adv
 @pytest.mark.parametrize("clip", [0.0, -0.25, math.nan])
 def test_a_clip_that_is_not_positive_is_an_error(clip):
     x = torch.zeros(1, 1)
-    with pytest.raises(ValueError, match=f"clip is {clip}"):
+    with pytest.raises(ValueError, match=f"clip is {clip};"):
         clipped_surrogate(x, x, x, clip=clip)
+    with pytest.raises(ValueError, match=f"clip is {clip};"):
+        clipped_surrogate(x, x, x, clip=torch.tensor(clip))
     with pytest.raises(ValueError, match=rf"clip is \[1.0, {clip}\]"):
         clipped_surrogate(x.expand(2, 1, 1), x, x, clip=torch.tensor([1.0, clip]))
 

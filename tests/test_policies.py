@@ -15,6 +15,7 @@ from ppo_toy.policies import (
     device_of,
     fingerprint,
     freeze,
+    index_of_prompts,
     logsumexp_by,
 )
 from ppo_toy.trajectories import enumerate_all
@@ -81,6 +82,21 @@ def test_prompts_of_several_tokens_are_told_apart_by_all_of_them():
     assert rows_read(policy, [1, 2], []) == [0]
     assert rows_read(policy, [1, 3], []) == [7]
     assert rows_read(policy, [2, 2], []) == [14]
+
+
+def test_a_prompt_is_found_by_all_of_its_tokens():
+    known = torch.tensor([[1, 2], [1, 3], [2, 2]])
+    got = index_of_prompts(torch.tensor([[2, 2], [1, 2], [1, 3], [1, 2]]), known)
+    assert got.tolist() == [2, 0, 1, 0]
+    assert got.dtype == torch.long
+
+
+def test_prompts_are_found_along_any_leading_axes():
+    known = torch.tensor([[5], [3], [4]])
+    assert index_of_prompts(torch.tensor([4]), known).tolist() == 2
+    got = index_of_prompts(torch.tensor([[[4], [5]], [[3], [4]], [[5], [5]]]), known)
+    assert got.tolist() == [[2, 0], [1, 2], [0, 0]]
+    assert index_of_prompts(torch.zeros(0, 1, dtype=torch.long), known).shape == (0,)
 
 
 def test_the_default_is_the_uniform_policy():
@@ -330,6 +346,14 @@ def test_a_prompt_that_is_not_the_worlds_is_an_error_that_names_it(stranger):
         policy(torch.tensor([[1, 2], stranger, [2, 3]]), torch.zeros(3, 1, dtype=torch.long))
 
 
+def test_a_prompt_that_is_none_of_those_known_is_an_error_that_names_it():
+    known = torch.tensor([[1, 2], [2, 3]])
+    with pytest.raises(ValueError, match=r"prompt \[1, 3\] is not among the world's prompts"):
+        index_of_prompts(torch.tensor([[2, 3], [1, 3], [3, 3]]), known)
+    with pytest.raises(ValueError, match="the prompts have 1 tokens, the world's 2"):
+        index_of_prompts(torch.tensor([[2], [1]]), known)
+
+
 def test_a_strange_prompt_is_named_in_a_batch_with_runs_as_well():
     policy = TabularPolicy(world_with_prompts([[1], [2]])).repeat(2)
     with pytest.raises(ValueError, match=r"prompt \[7\]"):
@@ -458,9 +482,43 @@ def test_one_bit_of_one_parameter_changes_the_fingerprint():
     assert fingerprint(policy) != before
 
 
+def with_buffer(number: float, *, name: str = "shift", kept: bool = True) -> nn.Module:
+    module = nn.Linear(1, 1, bias=False, dtype=torch.float32)
+    nn.init.ones_(module.weight)
+    module.register_buffer(name, torch.tensor(number, dtype=torch.float32), persistent=kept)
+    return module
+
+
+def test_a_fingerprint_is_that_of_the_buffers_too():
+    # the weight 1 as above, then the number -2, 0xc0000000
+    text = b"weight torch.float32 (1, 1)" + bytes([0, 0, 0x80, 0x3F])
+    text += b"shift torch.float32 ()" + bytes([0, 0, 0, 0xC0])
+    assert fingerprint(with_buffer(-2.0)) == hashlib.sha256(text).hexdigest()
+
+
+def test_one_bit_or_the_name_of_a_buffer_changes_the_fingerprint():
+    nearly_two = math.nextafter(2.0, 3.0)
+    assert fingerprint(with_buffer(2.0)) == fingerprint(with_buffer(nearly_two))  # rounded
+    prints = {fingerprint(with_buffer(x)) for x in (2.0, -2.0, 0.0, -0.0)}
+    prints.add(fingerprint(with_buffer(2.0, name="offset")))
+    assert len(prints) == 5
+
+
+def test_a_buffer_that_is_not_part_of_the_state_has_no_say_in_the_fingerprint():
+    prints = {fingerprint(with_buffer(number, kept=False)) for number in (2.0, 3.0)}
+    assert len(prints) == 1
+
+
+def test_the_prompts_that_a_table_knows_count_in_its_fingerprint():
+    first, second = (TabularPolicy(world_with_prompts(prompts)) for prompts in ([[0]], [[1]]))
+    assert torch.equal(first.logits, second.logits)
+    assert fingerprint(first) != fingerprint(second)
+
+
 def test_the_type_counts_in_a_fingerprint_and_a_single_number_has_one():
     single = torch.nn.ParameterList([torch.tensor(1.5)])
-    assert fingerprint(single) != fingerprint(single.to(torch.bfloat16))
+    before = fingerprint(single)
+    assert before != fingerprint(single.to(torch.bfloat16))
 
 
 def test_a_table_that_cannot_be_kept_is_refused_before_memory_is_touched():

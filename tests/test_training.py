@@ -57,7 +57,8 @@ class Slow:
 
 def slow_training(
     policy, reference, world, *, beta, steps, batch_size, learning_rate, seed, epochs=1,
-    clip=math.inf, beta_old=0.0, controller=None, controller_old=None,
+    clip=math.inf, beta_old=0.0, controller=None, controller_old=None, penalty="exact",
+    anneal=False,
 ) -> Slow:  # fmt: skip
     """Eq. 7 and 8 with the penalty to the reference, one token after the other."""
     numbers = generator(seed)
@@ -70,7 +71,9 @@ def slow_training(
     def kl(log_p, log_q, row):
         return sum(log_p[row, v].exp() * (log_p[row, v] - log_q[row, v]) for v in range(n_tokens))
 
-    for _ in range(steps):
+    for step in range(steps):
+        if anneal:
+            adam.param_groups[0]["lr"] = learning_rate * (steps - step) / steps
         batch = sample(twin, world, batch_size, generator=numbers)
         rewards = world.reward(batch.prompts, batch.responses).tolist()
         visits = []
@@ -91,6 +94,10 @@ def slow_training(
         for epoch in range(epochs + 1):
             new = twin.logits.log_softmax(dim=1)
             surrogate = moved = 0.0
+            if penalty == "sampled":
+                for i, path in enumerate(visits):
+                    spent = sum((new[at] - log_ref[at]).item() for at in path)
+                    returns[i] = [rewards[i] - beta * spent] * len(path)
             for i, path in enumerate(visits):
                 for t, (row, token) in enumerate(path):
                     others = [r[t] for j, r in enumerate(returns) if j != i and len(r) > t]
@@ -104,7 +111,8 @@ def slow_training(
                     step_moved = kl(old, new, row)
                     moved = moved + step_moved.item()
                     surrogate = surrogate + gain - beta_old * step_moved
-                    surrogate = surrogate - beta * kl(new, log_ref, row)
+                    if penalty == "exact":
+                        surrogate = surrogate - beta * kl(new, log_ref, row)
             if epoch < epochs:
                 adam.zero_grad()
                 (surrogate / batch_size).backward()
@@ -601,8 +609,10 @@ def test_a_policy_that_holds_a_parameter_of_no_use_is_trained():
         {"epochs": 3, "clip": 0.125},
         {"epochs": 3, "beta_old": 0.75},
         {"epochs": 3, "clip": 0.125, "beta_old": 0.25},
+        {"penalty": "sampled"},
+        {"epochs": 3, "clip": 0.125, "penalty": "sampled", "anneal": True},
     ],
-    ids=["one-epoch", "clip", "beta-old", "both"],
+    ids=["one-epoch", "clip", "beta-old", "both", "sampled", "sampled-anneal"],
 )
 def test_training_is_a_slow_loop_over_tokens_and_steps(end_token, settings):
     world = random_world(9, end_token=end_token)
@@ -686,6 +696,21 @@ def test_a_policy_that_starts_at_the_optimum_stays_there():
     assert best.objective - end.objective < 0.01
 
 
+def test_at_the_best_policy_for_one_prompt_the_sampled_penalty_makes_no_noise():
+    # R - beta * log(pi* / ref) = beta * log Z there, the same for every response
+    world = random_world(14, prompts=1)
+    reference = reference_of(world)
+    best = exact.optimum(reference, world, 0.5).policy.logits
+    moved = {}
+    for penalty in ("exact", "sampled"):
+        policy = TabularPolicy(world, best)
+        run(policy, reference, world, learning_rate=0.01, penalty=penalty)
+        moved[penalty] = (policy.logits - best).abs().max().item()
+    assert moved["exact"] > 0.01
+    # Adam divides by the gradient's size plus 1e-8: of rounding, 1e-15, it makes 1e-7 of a step
+    assert moved["sampled"] < 1e-5
+
+
 def test_an_interrupt_before_the_first_step_leaves_an_empty_history_of_the_same_kind():
     world = random_world(0)
     reference, _ = random_policies(world, 1)
@@ -709,6 +734,7 @@ def test_an_interrupt_before_the_first_step_leaves_an_empty_history_of_the_same_
         ({"clip": torch.tensor([0.1, 0.2])}, r"clip has shape \(2,\)"),
         ({"clip": 0.0}, "clip is 0.0"),
         ({"controller": lambda beta, kl: -1.0}, "beta is -1.0"),
+        ({"penalty": "k3"}, "penalty is 'k3'"),
         ({"controller_old": lambda beta, kl: beta}, "controller_old has nothing to go by"),
     ],
 )

@@ -364,6 +364,49 @@ def test_reviews_without_their_ratings_say_how_to_make_them(tmp_path, monkeypatc
     assert ToyReviews(no_reward).reward is no_reward
 
 
+class Learned:
+    """A reward that knows for which words it was learned, as a reward model does."""
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
+
+    def __call__(self, prompts, responses):
+        return torch.zeros(len(responses))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a", "x", "y"], "token 1 is 'x' to the reward, 'b' in this world"),
+        (["b", "a", "c"], "token 0 is 'b' to the reward, 'a' in this world"),
+        (["a", "b"], "token 2 is None to the reward, 'c' in this world"),
+        (["a", "b", "c", "d"], "token 3 is 'd' to the reward, None in this world"),
+        ([], "token 0 is None to the reward, 'a' in this world"),
+    ],
+    ids=["two others", "in another order", "fewer", "more", "none"],
+)
+def test_a_reward_for_other_words_is_refused_with_the_first_that_differs(words, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        TokenSequence(["a", "b", "c"], 2, Learned(words))
+
+
+def test_a_reward_for_other_words_than_those_of_reviews_is_refused():
+    words = [*reviews.VOCABULARY[:16], "terrible"]
+    said = "^token 16 is 'terrible' to the reward, 'awful' in this world$"
+    with pytest.raises(ValueError, match=said):
+        ToyReviews(Learned(words))
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(ToyReviews(no_reward), reward=Learned(words))
+
+
+def test_a_reward_for_the_same_words_is_taken():
+    for words in (["a", "b", "c"], ("a", "b", "c"), "abc"):
+        reward = Learned(words)
+        assert TokenSequence(["a", "b", "c"], 2, reward).reward is reward
+    reward = Learned(tuple(reviews.VOCABULARY))
+    assert ToyReviews(reward).reward is reward
+
+
 # Against an independent route
 
 

@@ -1,0 +1,241 @@
+import math
+
+import pytest
+import torch
+from problems import generator, random_policies, random_world
+
+from ppo_toy import data, exact, recipes, reviews
+from ppo_toy.data import read_preferences
+from ppo_toy.gpt import TinyGPT
+from ppo_toy.policies import TabularPolicy, fingerprint, freeze
+from ppo_toy.recipes import N_HELD_OUT, reference_policy, reward_model
+from ppo_toy.rewards import RewardModel, margins
+from ppo_toy.trajectories import enumerate_all, log_probs, per_step_kl, sample, score
+from ppo_toy.worlds import TokenSequence, ToyReviews
+
+
+def no_reward(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(responses))
+
+
+def earned(policy: TabularPolicy, world: TokenSequence) -> float:
+    """What a policy earns on average, every response weighed."""
+    batch = enumerate_all(policy, world)
+    return (batch.weights.detach() * score(world, batch)).sum().item()
+
+
+@pytest.fixture(autouse=True)
+def _single_precision():
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[TinyGPT, RewardModel]:
+    """The two of the lessons, made once: about ten seconds on one core."""
+    reference = reference_policy()
+    return reference, reward_model(reference, read_preferences()[:-N_HELD_OUT])
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Recipes of two steps, to ask what they depend on."""
+    monkeypatch.setitem(recipes.PRETRAINING, "steps", 2)
+    monkeypatch.setitem(recipes.REWARD_TRAINING, "steps", 2)
+    monkeypatch.setattr(recipes, "N_NORMALIZING", 16)
+
+
+# What comes out
+
+
+def test_the_reference_has_learned_the_language(made):
+    # the loss of a reader is the entropy of the language plus KL(language || reader)
+    reference, _ = made
+    batch = sample(reviews.grammar, ToyReviews(), 2000, generator=generator(0))
+    entropy = -log_probs(reviews.grammar, batch).sum(dim=1).mean().item()
+    kl = per_step_kl(reviews.grammar, reference, batch).sum(dim=1).mean().item()
+    assert 5 < entropy < 6
+    # 0.11 nats when this was written, 2 % of the loss
+    assert 0 < kl < 0.16
+
+
+def test_the_reference_says_little_that_is_not_in_the_language(made):
+    reference, _ = made
+    batch = sample(reference, ToyReviews(), 2000, generator=generator(0))
+    outside = log_probs(reviews.grammar, batch).sum(dim=1).isinf()
+    # 6 % when this was written; of a new model's responses, 94 %
+    assert outside.double().mean() < 0.12
+
+
+def test_the_reward_model_agrees_with_choices_that_it_has_not_seen(made):
+    _, model = made
+    pairs = read_preferences()
+    held_out, seen = margins(model, pairs[-N_HELD_OUT:]), margins(model, pairs[:-N_HELD_OUT])
+    # 90 % when this was written; a standard error is 1.5 %
+    assert (held_out > 0).double().mean() > 0.8
+    assert (seen > 0).double().mean() > 0.85
+    # ten people do not agree, so nobody can always be right
+    assert (seen > 0).double().mean() < 0.97
+
+
+def test_the_reward_model_follows_the_mean_of_the_raters(made):
+    reference, model = made
+    batch = sample(reference, ToyReviews(), 2000, generator=generator(1))
+    learned, gold = score(ToyReviews(model), batch), score(ToyReviews(), batch)
+    # 0.94 when this was written
+    assert torch.corrcoef(torch.stack([learned.double(), gold]))[0, 1] > 0.85
+
+
+def test_the_reference_earns_nothing(made):
+    reference, model = made
+    batch = sample(reference, ToyReviews(), 8192, generator=generator(1))
+    earned = score(ToyReviews(model), batch).double()
+    # five standard errors of this mean less that of the recipe, which has as many responses
+    assert recipes.N_NORMALIZING == len(earned)
+    assert abs(earned.mean()) < 5 * earned.std() * math.sqrt(2 / 8192)
+    assert model.offset != 0
+
+
+def test_both_are_frozen(made):
+    for model in made:
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert not model.training
+
+
+def test_both_fit_the_world_of_reviews(made):
+    reference, model = made
+    assert model.vocabulary == reviews.VOCABULARY
+    assert model.end_token == reviews.END
+    assert vars(reference.config) == {
+        "n_tokens_in": 24, "n_tokens_out": 17, "context": 6, "width": 32, "layers": 2, "heads": 2,
+        "value_head": False,
+    }  # fmt: skip
+    for each in made:
+        assert {parameter.dtype for parameter in each.parameters()} == {torch.float32}
+
+
+# What it depends on
+
+
+def test_the_reference_depends_on_its_seed_and_on_nothing_else(hasty):
+    before = torch.get_rng_state()
+    first, again, other = reference_policy(), reference_policy(0), reference_policy(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert fingerprint(first) == fingerprint(again) != fingerprint(other)
+
+
+def test_the_reward_model_depends_on_its_reference_its_pairs_and_its_seed(hasty):
+    reference, pairs = reference_policy(), read_preferences()
+    before, numbers = fingerprint(reference), torch.get_rng_state()
+    made = [
+        reward_model(reference, pairs),
+        reward_model(reference_policy(1), pairs),
+        reward_model(reference, pairs[:100]),
+        reward_model(reference, pairs, seed=1),
+    ]
+    assert len({fingerprint(model) for model in made}) == 4
+    # the head for words is not learned, and shows where the weights began
+    assert torch.equal(made[0].trunk.head.weight, reference.head.weight)
+    assert fingerprint(reward_model(reference, pairs, 0)) == fingerprint(made[0])
+    assert fingerprint(reference) == before
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_the_world_of_the_lessons_is_the_table_of_a_model_that_never_saw_what_is_held_out(
+    monkeypatch,
+):
+    asked = []
+
+    def reward_model(reference, pairs):
+        asked.append((reference, pairs))
+        return no_reward
+
+    monkeypatch.setattr(recipes, "reward_model", reward_model)
+    monkeypatch.setattr(recipes, "tabulated", lambda world: ("a table of", world))
+    said, world = recipes.reviews_world("the reference")
+    assert said == "a table of"
+    assert isinstance(world, ToyReviews)
+    assert world.reward is no_reward
+    ((reference, pairs),) = asked
+    assert reference == "the reference"
+    assert len(pairs.raters) == 3000 - N_HELD_OUT
+    for name, column in vars(read_preferences()).items():
+        assert torch.equal(vars(pairs)[name], column[:-N_HELD_OUT])
+
+
+def test_a_policy_of_the_lessons_begins_as_its_reference_and_learns_from_its_seed(monkeypatch):
+    monkeypatch.setattr(recipes, "TRAINING", {**recipes.TRAINING, "steps": 1, "batch_size": 8})
+    reference, world = freeze(TinyGPT(recipes.CONFIG, generator=generator(0))), ToyReviews()
+    before, numbers = fingerprint(reference), torch.get_rng_state()
+    prints = set()
+    for beta, seed in ((1.0, 0), (1.0, 0), (1.0, 1), (50.0, 0)):
+        policy = recipes.train_policy(reference, world, beta, seed)
+        moved = [
+            (new - old).abs().max().item()
+            for new, old in zip(policy.parameters(), reference.parameters(), strict=True)
+        ]
+        # Adam's steps are near the learning rate, and there are as many as epochs
+        steps = recipes.TRAINING["epochs"] * recipes.TRAINING["learning_rate"]
+        assert 0 < max(moved) < 2 * steps
+        prints.add(fingerprint(policy))
+    assert len(prints) == 3
+    assert fingerprint(reference) == before
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+# The runs that are written down
+
+
+def test_the_runs_are_measured_from_the_reference_to_the_best_policy(monkeypatch, tmp_path, capsys):
+    world = random_world(0)
+    policy, reference = random_policies(world, 1)
+
+    def train_policy(given, given_world, beta, seed):
+        assert given is reference
+        assert given_world is world
+        best = exact.optimum(reference, world, beta).policy
+        return {0: reference, 1: best}.get(seed, policy)
+
+    monkeypatch.setattr(recipes, "reference_policy", lambda: reference)
+    monkeypatch.setattr(recipes, "reviews_world", lambda given: world)
+    monkeypatch.setattr(recipes, "train_policy", train_policy)
+    monkeypatch.setattr(recipes, "folder", lambda: tmp_path)
+    recipes.main()
+    text = (tmp_path / "rlhf_runs.tsv").read_text(encoding="utf-8")
+    header, *rows = [line.split("\t") for line in text.splitlines()]
+    assert header == ["beta", "seed", "objective", "reward", "kl", "share"]
+    betas, seeds = (0.5, 1.0, 2.0), range(5)
+    assert [(float(row[0]), int(row[1])) for row in rows] == [(b, s) for b in betas for s in seeds]
+    assert capsys.readouterr().out.splitlines() == text.splitlines()[1:]
+    for beta, run in zip(betas, (rows[:5], rows[5:10], rows[10:]), strict=True):
+        _, _, j, reward, kl, share = map(float, run[0])
+        assert (kl, share) == (0, 0)
+        assert j == reward == pytest.approx(earned(reference, world), abs=5e-5)  # four digits
+        _, _, best, _, _, share = map(float, run[1])
+        assert share == 1
+        _, _, end, reward, kl, share = map(float, run[2])
+        assert reward == pytest.approx(earned(policy, world), abs=5e-5)  # four digits
+        # each of the numbers is right up to half of its last digit
+        assert end == pytest.approx(reward - beta * kl, abs=5e-5 * (2 + beta))
+        # differences above 0.2 that are right up to a last digit, 1e-4
+        assert share == pytest.approx((end - j) / (best - j), rel=5e-4)
+        assert run[3][2:] == run[4][2:] == run[2][2:]
+
+
+def test_the_runs_in_the_file_add_up():
+    text = (data.folder() / "rlhf_runs.tsv").read_text(encoding="utf-8")
+    header, *rows = [line.split("\t") for line in text.splitlines()]
+    assert header == recipes.COLUMNS
+    assert [row[:2] for row in rows] == [
+        [f"{beta}", f"{seed}"] for beta in recipes.BETAS for seed in recipes.SEEDS
+    ]
+    for row in rows:
+        beta, _, objective, reward, kl, share = map(float, row)
+        # each of the numbers is right up to half of its last digit
+        assert objective == pytest.approx(reward - beta * kl, abs=5e-5 * (2 + beta))
+        assert 0.9 < share < 1
+
+
+def test_the_pairs_held_out_are_few_and_enough_to_measure_by():
+    n = len(read_preferences().raters)
+    assert N_HELD_OUT < n / 5
+    assert 0.5 / math.sqrt(N_HELD_OUT) < 0.025  # the standard error of an accuracy
