@@ -1,0 +1,1 @@
+"""The instructor's tools: student editions, checks, and grading through nbval."""

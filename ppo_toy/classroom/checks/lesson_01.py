@@ -1,0 +1,249 @@
+"""Lesson 01, the objective: the brake of a response, J by hand, the best policy, the gradient."""
+
+import torch
+from torch import Generator, Tensor
+
+from ppo_toy.classroom.exercise import Exercise
+from ppo_toy.kl import kl_divergence
+
+
+def _beta(generator: Generator) -> float:
+    return 0.3 + torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def _normal(*shape: int, generator: Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+# The brake of a response: beta * sum_t KL(pi || ref).
+
+
+def _steps(generator: Generator) -> dict:
+    logits, ref_logits = _normal(2, 3, 2, 4, generator=generator)
+    return {"logits": logits, "ref_logits": ref_logits, "beta": _beta(generator)}
+
+
+def _brake(logits: Tensor, ref_logits: Tensor, beta: float) -> Tensor:
+    """Word by word, in loops."""
+    totals = []
+    for response, ref_response in zip(logits, ref_logits, strict=True):
+        total = 0
+        for step, ref_step in zip(response, ref_response, strict=True):
+            z, ref_z = step.exp().sum(), ref_step.exp().sum()
+            for v in range(len(step)):
+                p, q = step[v].exp() / z, ref_step[v].exp() / ref_z
+                total = total + p * torch.log(p / q)
+        totals.append(beta * total)
+    return torch.stack(totals)
+
+
+def _log_ratio(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1) - ref_logits.log_softmax(-1)
+
+
+BRAKE = Exercise(
+    name="01-brake",
+    draw=_steps,
+    route=_brake,
+    differentiate=("logits",),
+    own=("kl_divergence", "kl_of_log_probs", "masked_kl", "per_step_kl"),
+    mistakes={
+        "the KL's arguments are swapped: the policy stands first": lambda logits, ref, beta: (
+            beta * kl_divergence(ref, logits).sum(-1)
+        ),
+        "β is missing": lambda logits, ref, beta: kl_divergence(logits, ref).sum(-1),
+        "the brake is divided by β instead of multiplied": lambda logits, ref, beta: (
+            kl_divergence(logits, ref).sum(-1) / beta
+        ),
+        "the sign is wrong: a KL is never negative": lambda logits, ref, beta: (
+            -beta * kl_divergence(logits, ref).sum(-1)
+        ),
+        "the steps are averaged; J has their sum": lambda logits, ref, beta: (
+            beta * kl_divergence(logits, ref).mean(-1)
+        ),
+        "the words are averaged; the KL is their sum": lambda logits, ref, beta: (
+            beta * kl_divergence(logits, ref).sum(-1) / logits.shape[-1]
+        ),
+        "the log-ratios are not weighted by the policy's probabilities": lambda logits, ref, beta: (
+            beta * _log_ratio(logits, ref).sum((-2, -1))
+        ),
+        "the log-ratios are weighted by the reference's probabilities": lambda logits, ref, beta: (
+            beta * (ref.softmax(-1) * _log_ratio(logits, ref)).sum((-2, -1))
+        ),
+        "logits are not log-probabilities: normalise both first": lambda logits, ref, beta: (
+            beta * (logits.softmax(-1) * (logits - ref)).sum((-2, -1))
+        ),
+        "all responses are added up; one number for each is wanted": lambda logits, ref, beta: (
+            beta * kl_divergence(logits, ref).sum()
+        ),
+        "the step axis is still there: add up the steps": lambda logits, ref, beta: (
+            beta * kl_divergence(logits, ref)
+        ),
+        "no gradient is left: detach nothing, the probabilities least": lambda logits, ref, beta: (
+            beta * (logits.softmax(-1).detach() * _log_ratio(logits, ref)).sum((-2, -1))
+        ),
+    },
+)
+
+
+# J of a policy over V words, exactly.
+
+
+def _words(generator: Generator) -> dict:
+    logits, ref_logits, rewards = _normal(3, 4, generator=generator)
+    return {
+        "logits": logits,
+        "ref_logits": ref_logits,
+        "rewards": rewards,
+        "beta": _beta(generator),
+    }
+
+
+def _objective(logits: Tensor, ref_logits: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """J = beta * (log Z - KL(pi || pi*)): the gap to the best policy is a KL."""
+    best = ref_logits.log_softmax(-1) + rewards / beta
+    return beta * (best.logsumexp(-1) - kl_divergence(logits, best))
+
+
+def _j(p: Tensor, logits: Tensor, ref: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    return (p * (rewards - beta * _log_ratio(logits, ref))).sum()
+
+
+OBJECTIVE = Exercise(
+    name="01-objective",
+    draw=_words,
+    route=_objective,
+    differentiate=("logits", "rewards"),
+    own=("penalized_objective", "evaluate", "kl_divergence", "kl_of_log_probs"),
+    mistakes={
+        "β is missing": lambda x, ref, r, beta: _j(x.softmax(-1), x, ref, r, 1.0),
+        "the brake is added; it has to be subtracted": lambda x, ref, r, beta: _j(
+            x.softmax(-1), x, ref, r, -beta
+        ),
+        "the brake is missing": lambda x, ref, r, beta: x.softmax(-1) @ r,
+        "the accelerator is missing: no reward in it": lambda x, ref, r, beta: _j(
+            x.softmax(-1), x, ref, 0 * r, beta
+        ),
+        "the KL's arguments are swapped: the policy stands first": lambda x, ref, r, beta: (
+            x.softmax(-1) @ r - beta * kl_divergence(ref, x)
+        ),
+        "the reward is averaged over the words, not over the policy": lambda x, ref, r, beta: (
+            r.mean() - beta * kl_divergence(x, ref)
+        ),
+        "the expectation is the reference's, not the policy's": lambda x, ref, r, beta: _j(
+            ref.softmax(-1), x, ref, r, beta
+        ),
+        "β stands before the reward; it is the price of the KL": lambda x, ref, r, beta: (
+            beta * (x.softmax(-1) @ r) - kl_divergence(x, ref)
+        ),
+        "one number is wanted: add up the words": lambda x, ref, r, beta: (
+            x.softmax(-1) * (r - beta * _log_ratio(x, ref))
+        ),
+        "the probabilities carry no gradient: they depend on θ too": lambda x, ref, r, beta: _j(
+            x.softmax(-1).detach(), x, ref, r, beta
+        ),
+        "the KL carries no gradient: it depends on θ too": lambda x, ref, r, beta: (
+            x.softmax(-1) @ r - beta * kl_divergence(x, ref).detach()
+        ),
+        "the accelerator carries no gradient: it depends on θ too": lambda x, ref, r, beta: (
+            x.softmax(-1).detach() @ r - beta * kl_divergence(x, ref)
+        ),
+    },
+)
+
+
+# The best policy of a table.
+
+
+def _table(generator: Generator) -> dict:
+    ref_logits, rewards = _normal(2, 5, generator=generator)
+    return {"p_ref": ref_logits.softmax(-1), "rewards": rewards, "beta": _beta(generator)}
+
+
+def _best_policy(p_ref: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """From the odds of every pair of words: pi*(u) / pi*(v), summed over u, is 1 / pi*(v)."""
+    log_mass = p_ref.log() + rewards / beta
+    return 1 / (log_mass.unsqueeze(0) - log_mass.unsqueeze(1)).exp().sum(-1)
+
+
+BEST_POLICY = Exercise(
+    name="01-best-policy",
+    draw=_table,
+    route=_best_policy,
+    differentiate=("rewards",),
+    own=("optimum",),
+    mistakes={
+        "β multiplies the reward; the exponent is R / β": lambda p, r, beta: (
+            p.log() + r * beta
+        ).softmax(-1),
+        "β is missing": lambda p, r, beta: (p.log() + r).softmax(-1),
+        "the reference is missing": lambda p, r, beta: (r / beta).softmax(-1),
+        "the exponent's sign is wrong: more reward, more probability": lambda p, r, beta: (
+            p.log() - r / beta
+        ).softmax(-1),
+        "it does not sum to 1: divide by Z": lambda p, r, beta: p * (r / beta).exp(),
+        "p_ref holds probabilities: take its logarithm before a softmax": lambda p, r, beta: (
+            p + r / beta
+        ).softmax(-1),
+        "β divides the reference too; only the reward is divided": lambda p, r, beta: (
+            (p.log() + r) / beta
+        ).softmax(-1),
+        "this is the greedy policy; with a brake every word keeps a share": lambda p, r, beta: (
+            torch.eye(len(r), dtype=r.dtype)[r.argmax()]
+        ),
+        "Z carries no gradient: it depends on the rewards too": lambda p, r, beta: (
+            p * (r / beta).exp() / (p * (r / beta).exp()).sum().detach()
+        ),
+    },
+)
+
+
+# The gradient of J with respect to the logits.
+
+
+def _gradient(logits: Tensor, ref_logits: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """Autograd through `_objective`, which is itself another way."""
+    theta = logits.detach().clone().requires_grad_()
+    return torch.autograd.grad(_objective(theta, ref_logits, rewards, beta), theta)[0]
+
+
+def _net(x: Tensor, ref: Tensor, r: Tensor, beta: float) -> Tensor:
+    return r - beta * _log_ratio(x, ref)
+
+
+def _covariance(p: Tensor, net: Tensor) -> Tensor:
+    return p * (net - (p * net).sum())
+
+
+GRADIENT = Exercise(
+    name="01-gradient",
+    draw=_words,
+    route=_gradient,
+    own=("gradient",),
+    mistakes={
+        "J is not subtracted: what counts is the net worth above it": lambda x, ref, r, beta: (
+            x.softmax(-1) * _net(x, ref, r, beta)
+        ),
+        "the factor π(v) is missing": lambda x, ref, r, beta: (
+            _net(x, ref, r, beta) - x.softmax(-1) @ _net(x, ref, r, beta)
+        ),
+        "this is the gradient of the reward alone; the brake is missing": lambda x, ref, r, beta: (
+            _covariance(x.softmax(-1), r)
+        ),
+        "the sign is wrong: J is maximised, so its gradient points uphill": lambda x, ref, r, b: (
+            -_covariance(x.softmax(-1), _net(x, ref, r, b))
+        ),
+        "β is missing": lambda x, ref, r, beta: _covariance(x.softmax(-1), _net(x, ref, r, 1.0)),
+        "the brake pulls the wrong way: it is subtracted": lambda x, ref, r, beta: _covariance(
+            x.softmax(-1), _net(x, ref, r, -beta)
+        ),
+        "the plain mean is subtracted; J is the mean under the policy": lambda x, ref, r, beta: (
+            x.softmax(-1) * (_net(x, ref, r, beta) - _net(x, ref, r, beta).mean())
+        ),
+        "J is subtracted without its brake": lambda x, ref, r, beta: (
+            x.softmax(-1) * (_net(x, ref, r, beta) - x.softmax(-1) @ r)
+        ),
+    },
+)
+
+EXERCISES = [BRAKE, OBJECTIVE, BEST_POLICY, GRADIENT]
