@@ -87,7 +87,7 @@ class Exercise:
         where, numbers = _label(wanted), _numbers(got)
         if ", returned " in where:
             return f"the value is not right: {where} is {_numbers(wanted)}; got {numbers}"
-        if not any(float(x) for x in numbers.split()):
+        if set(numbers.split()) == {f"{0:.{DECIMALS}f}"}:
             argument = where.partition("gradient of ")[2].split()[0]
             return f"the values are right, but no gradient reaches {argument}"
         return f"the gradient is not right: {where} is {_numbers(wanted)}; got {numbers}"

@@ -219,7 +219,7 @@ GRADIENT = Exercise(
     name="01-gradient",
     draw=_words,
     route=_gradient,
-    own=("gradient",),
+    own=("gradient", "exact"),
     mistakes={
         "J is not subtracted: what counts is the net worth above it": lambda x, ref, r, beta: (
             x.softmax(-1) * _net(x, ref, r, beta)

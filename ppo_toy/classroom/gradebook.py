@@ -1,0 +1,181 @@
+"""The grade book: a folder in which a grade, once written, is neither lost nor half-written.
+
+    results/STUDENT/LESSON.json   the truth: one file for each graded notebook
+    reports/STUDENT.md            what failed and why, for people
+    junit/STUDENT/EXERCISE.xml    what pytest reported
+    grades.csv                    one row a student, one column an exercise
+
+Each file is written beside its place and then moved there. Reports and table are made of the
+results, so folders of results that were graded elsewhere can be copied together.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one exercise earned.
+
+    Attributes:
+        exercise: its name.
+        points: earned.
+        out_of: that can be earned.
+        verdict: what was wrong; "right", "not attempted" or "no answer".
+        look_at: names in the answer that a person should look at.
+    """
+
+    exercise: str
+    points: int
+    out_of: int
+    verdict: str
+    look_at: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One graded notebook.
+
+    Attributes:
+        student: whose; fit for a file's name.
+        lesson: name of the reference; "unknown" if the file did not tell.
+        file: what was handed in.
+        digest: of the file and the reference, so that a changed one is graded again.
+        seed: of the hidden cases.
+        walled: whether the kernels ran inside bubblewrap.
+        marks: one for each exercise.
+        remarks: what was odd about the file.
+    """
+
+    student: str
+    lesson: str
+    file: str
+    digest: str
+    seed: int
+    walled: bool
+    marks: list[Mark]
+    remarks: list[str]
+
+    @property
+    def points(self) -> int:
+        """The sum over the exercises."""
+        return sum(mark.points for mark in self.marks)
+
+    @property
+    def out_of(self) -> int:
+        """What a perfect notebook earns."""
+        return sum(mark.out_of for mark in self.marks)
+
+
+class Gradebook:
+    """The records in a folder, which is made if it is not there.
+
+    Args:
+        folder: see the module.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Reads what is there; see the class."""
+        self.folder = folder
+        self.records: dict[tuple[str, str], Record] = {}
+        for path in sorted(folder.glob("results/*/*.json")):
+            record = _read(path)
+            self.records[record.student, record.lesson] = record
+
+    def holds(self, student: str, lesson: str, digest: str) -> bool:
+        """Whether this very file was graded already."""
+        record = self.records.get((student, lesson))
+        return record is not None and record.digest == digest
+
+    def add(self, record: Record, reports: dict[str, bytes]) -> None:
+        """Writes a record and the JUnit reports of its exercises, then the table."""
+        for exercise, xml in reports.items():
+            _write(self.folder / "junit" / record.student / f"{exercise}.xml", xml)
+        text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
+        _write(self.folder / "results" / record.student / f"{record.lesson}.json", text.encode())
+        self.records[record.student, record.lesson] = record
+        self.publish(record.student)
+
+    def publish(self, *students: str) -> None:
+        """Writes the table, and the reports of these students or of all."""
+        for student in students or {student for student, _ in self.records}:
+            mine = [record for (name, _), record in sorted(self.records.items()) if name == student]
+            _write(self.folder / "reports" / f"{student}.md", report(mine).encode())
+        _write(self.folder / "grades.csv", table(self.records.values()).encode())
+
+
+def table(records: Iterable[Record]) -> str:
+    """The grades as comma-separated values: a row for each student, and what a person should see.
+
+    A blank means that the lesson was not handed in; it counts as 0.
+    """
+    rows: dict[str, dict[str, int]] = {}
+    most: dict[str, int] = {}
+    look: dict[str, int] = {}
+    for record in records:
+        row = rows.setdefault(record.student, {})
+        look[record.student] = look.get(record.student, 0) + len(record.remarks)
+        for mark in record.marks:
+            row[mark.exercise] = mark.points
+            most[mark.exercise] = mark.out_of
+            look[record.student] += bool(mark.look_at)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["student", *sorted(most), "total", "out_of", "to_look_at"])
+    for student, row in sorted(rows.items()):
+        points = [row.get(exercise, "") for exercise in sorted(most)]
+        writer.writerow([student, *points, sum(row.values()), sum(most.values()), look[student]])
+    return text.getvalue()
+
+
+def report(records: list[Record]) -> str:
+    """One student's report, in Markdown."""
+    lines = [f"# {records[0].student}"]
+    for record in records:
+        lines += ["", f"## {record.lesson}: {record.points} of {record.out_of} points", ""]
+        lines += [f"Handed in as `{_quoted(record.file)}`.", ""]
+        for mark in record.marks:
+            lines.append(
+                f"- **{mark.exercise}** {mark.points} of {mark.out_of}: `{_quoted(mark.verdict)}`"
+            )
+            if mark.look_at:
+                names = ", ".join(f"`{name}`" for name in mark.look_at)
+                lines.append(f"  - for a person to look at: the answer uses {names}")
+        lines += [f"- remark: {_quoted(remark)}" for remark in record.remarks]
+        if not record.walled:
+            lines += ["", NOT_WALLED]
+    return "\n".join(lines) + "\n"
+
+
+NOT_WALLED = (
+    "Note: bubblewrap was not used, so the answers ran with limits but without walls. They could "
+    "read files of the user who graded, and use the network."
+)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("`", "'")
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _read(path: Path) -> Record:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        marks = [Mark(**mark) for mark in content.pop("marks")]
+        return Record(marks=marks, **content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no result of this grader; remove it ({error})") from None

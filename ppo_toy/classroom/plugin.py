@@ -1,0 +1,137 @@
+"""A pytest plugin that fails what nbval alone would pass in silence; only the grader loads it.
+
+nbval notices a dead kernel only after the cell's timeout, waits for a cell that swallows the
+interrupt, passes a cell that raised if its traceback was suppressed, and keeps whatever is printed.
+Here each of these ends the kernel and fails the cell at once.
+"""
+
+import functools
+import resource
+import time
+from collections import deque
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import nbval.kernel
+import nbval.plugin
+import pytest
+from jupyter_client.manager import KernelManager
+from nbval.plugin import IPyNbCell
+
+from ppo_toy.classroom.cage import hide_memory
+
+POLL_SECONDS = 0.1
+OUTPUT_BYTES = 1 << 20  # of all cells together
+MEMORY_BYTES = 3 << 30  # address space of pytest itself
+
+
+class AnswerError(Exception):
+    """What ended a cell, in words for the report."""
+
+
+class WatchedKernel(nbval.kernel.RunningKernel):
+    """A kernel that is watched while it runs, talked to over sockets in the folder `run`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Starts the kernel; see nbval."""
+        self.waiting: deque = deque()
+        self.received = 0
+        self.status = self.error = None
+        super().__init__(*args, **kwargs)
+
+    def await_reply(self, msg_id: str, timeout: float | None = None) -> None:
+        """Waits for the reply to a request; ends the kernel if it is late or says too much."""
+        deadline = time.monotonic() + timeout
+        self.status = self.error = None
+        while True:
+            self._drain()
+            try:
+                message = self.get_message("shell", timeout=POLL_SECONDS)
+            except Empty:
+                if not self.is_alive():
+                    self._end("the kernel died")
+                if time.monotonic() > deadline:
+                    self._end(f"it ran longer than {timeout:g} seconds")
+                continue
+            if message["parent_header"].get("msg_id") == msg_id:
+                self.status = message["content"]["status"]
+                return
+
+    def get_message(self, stream: str, timeout: float | None = None) -> dict:
+        """Returns the next message of a channel."""
+        if stream == "iopub" and self.waiting:
+            return self.waiting.popleft()
+        message = super().get_message(stream, timeout=timeout)
+        return self._weighed(message) if stream == "iopub" else message
+
+    def _drain(self) -> None:
+        """Takes what was published so far, so that a flood is seen while it comes."""
+        while True:
+            try:
+                self.waiting.append(self._weighed(self.kc.get_iopub_msg(timeout=0)))
+            except Empty:
+                return
+
+    def _weighed(self, message: dict) -> dict:
+        self.received += 100 + len(str(message["content"]))
+        if self.received > OUTPUT_BYTES:
+            self._end(f"it printed more than {OUTPUT_BYTES:,} bytes")
+        if message["msg_type"] == "error":
+            content = message["content"]
+            self.error = f"{content['ename']}: {content['evalue']}"
+        return message
+
+    def _end(self, why: str) -> None:
+        if self.is_alive():
+            self.stop()
+        raise AnswerError(why)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Puts the watched kernel in place of nbval's and closes this process to others."""
+    hide_memory()
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY or most > MEMORY_BYTES:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, most))
+    run = Path.cwd() / "run"
+    nbval.kernel.KernelManager = functools.partial(
+        KernelManager,
+        transport="ipc",
+        ip=str(run / "k"),
+        connection_file=str(run / "kernel.json"),
+    )
+    nbval.plugin.RunningKernel = WatchedKernel
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Removes the notebook, with the expected outputs in it, before any answer runs."""
+    for path in {item.path for item in session.items}:
+        path.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    """Fails a cell whose reply was not "ok", and notes for the report what came of it."""
+    if not isinstance(item, IPyNbCell):
+        return (yield)
+    try:
+        result = yield
+        if item.parent.kernel.status != "ok":
+            raise AnswerError(f"the kernel replied {item.parent.kernel.status!r}")
+        return result
+    except AnswerError as error:
+        item.user_properties.append(("ended", str(error)))
+        raise
+    finally:
+        _note(item)
+
+
+def _note(item: IPyNbCell) -> None:
+    name = item.cell.metadata.get("nbgrader", {}).get("grade_id", "")
+    printed = "".join(
+        output.text for output in item.test_outputs or [] if output.get("name") == "stdout"
+    )
+    item.user_properties += [("grade_id", name), ("printed", printed)]
+    if item.parent.kernel and item.parent.kernel.error:
+        item.user_properties.append(("error", item.parent.kernel.error))
