@@ -117,7 +117,7 @@ def table(records: Iterable[Record]) -> str:
     rows: dict[str, dict[str, int]] = {}
     most: dict[str, int] = {}
     look: dict[str, int] = {}
-    for record in records:
+    for record in sorted(records, key=lambda record: record.lesson):
         row = rows.setdefault(record.student, {})
         look[record.student] = look.get(record.student, 0) + len(record.remarks)
         for mark in record.marks:
@@ -126,9 +126,9 @@ def table(records: Iterable[Record]) -> str:
             look[record.student] += bool(mark.look_at)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["student", *sorted(most), "total", "out_of", "to_look_at"])
+    writer.writerow(["student", *most, "total", "out_of", "to_look_at"])
     for student, row in sorted(rows.items()):
-        points = [row.get(exercise, "") for exercise in sorted(most)]
+        points = [row.get(exercise, "") for exercise in most]
         writer.writerow([student, *points, sum(row.values()), sum(most.values()), look[student]])
     return text.getvalue()
 

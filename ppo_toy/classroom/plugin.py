@@ -22,6 +22,7 @@ from nbval.plugin import IPyNbCell
 from ppo_toy.classroom.cage import hide_memory
 
 POLL_SECONDS = 0.1
+SETUP_SECONDS = 60  # for the reference's own cells before an answer, which import torch
 OUTPUT_BYTES = 1 << 20  # of all cells together
 MEMORY_BYTES = 3 << 30  # address space of pytest itself
 
@@ -37,11 +38,13 @@ class WatchedKernel(nbval.kernel.RunningKernel):
         """Starts the kernel; see nbval."""
         self.waiting: deque = deque()
         self.received = 0
+        self.patience = 0.0
         self.status = self.error = None
         super().__init__(*args, **kwargs)
 
     def await_reply(self, msg_id: str, timeout: float | None = None) -> None:
         """Waits for the reply to a request; ends the kernel if it is late or says too much."""
+        timeout = max(timeout, self.patience)
         deadline = time.monotonic() + timeout
         self.status = self.error = None
         while True:
@@ -77,8 +80,8 @@ class WatchedKernel(nbval.kernel.RunningKernel):
         self.received += 100 + len(str(message["content"]))
         if self.received > OUTPUT_BYTES:
             self._end(f"it printed more than {OUTPUT_BYTES:,} bytes")
+        content = message["content"]
         if message["msg_type"] == "error":
-            content = message["content"]
             self.error = f"{content['ename']}: {content['evalue']}"
         return message
 
@@ -115,23 +118,25 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
     """Fails a cell whose reply was not "ok", and notes for the report what came of it."""
     if not isinstance(item, IPyNbCell):
         return (yield)
+    kernel = item.parent.kernel
+    kernel.patience = 0.0 if _grade_id(item) else SETUP_SECONDS
+    ended = ""
     try:
         result = yield
-        if item.parent.kernel.status != "ok":
-            raise AnswerError(f"the kernel replied {item.parent.kernel.status!r}")
+        if kernel.status != "ok":
+            raise AnswerError("it raised an error and hid it")
         return result
     except AnswerError as error:
-        item.user_properties.append(("ended", str(error)))
+        ended = str(error)
         raise
     finally:
-        _note(item)
+        printed = [part.text for part in item.test_outputs or [] if part.get("name") == "stdout"]
+        item.user_properties += [
+            ("grade_id", _grade_id(item)),
+            ("printed", "".join(printed)),
+            ("ended", ended or kernel.error or ""),
+        ]
 
 
-def _note(item: IPyNbCell) -> None:
-    name = item.cell.metadata.get("nbgrader", {}).get("grade_id", "")
-    printed = "".join(
-        output.text for output in item.test_outputs or [] if output.get("name") == "stdout"
-    )
-    item.user_properties += [("grade_id", name), ("printed", printed)]
-    if item.parent.kernel and item.parent.kernel.error:
-        item.user_properties.append(("error", item.parent.kernel.error))
+def _grade_id(item: IPyNbCell) -> str:
+    return item.cell.metadata.get("nbgrader", {}).get("grade_id", "")

@@ -31,7 +31,7 @@ class Sitting:
 
     Attributes:
         passed: the check was reported once, without failure, and so was every cell.
-        ended: what cut it short, or the error that was raised; empty if neither.
+        ended: what cut it short, or the first error that was raised; empty if neither.
         printed: what the check printed.
         xml: the JUnit report; empty if there was none.
     """
@@ -137,8 +137,7 @@ def read_report(xml: bytes, name: str, n_cells: int) -> Sitting:
     bad = {"failure", "error", "skipped"}
     clean = [cell for cell, _ in mine if not {part.tag for part in cell} & bad]
     passed = complete and len(mine) == len(clean) == 1
-    ended = next((notes["ended"] for notes in of_cell if "ended" in notes), "")
-    ended = ended or next((n["error"] for n in reversed(of_cell) if "error" in n), "")
+    ended = next((notes["ended"] for notes in of_cell if notes.get("ended")), "")
     printed = mine[0][1].get("printed", "") if len(mine) == 1 else ""
     return Sitting(passed, "" if passed else plain(ended), printed, xml)
 
@@ -146,5 +145,6 @@ def read_report(xml: bytes, name: str, n_cells: int) -> Sitting:
 def plain(text: str, most: int = 300) -> str:
     """A stranger's text on one line: without control characters and not too long."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    text = " ".join(re.sub(r"[^\w\s!-~]", "?", text).split())
+    text = "".join(c if c.isprintable() or c.isspace() else "?" for c in text[: 10 * most])
+    text = " ".join(text.split())
     return text if len(text) <= most else text[:most] + " ..."

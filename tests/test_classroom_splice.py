@@ -1,0 +1,191 @@
+import copy
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ppo_toy.classroom.release import nbgrader, student_edition
+from ppo_toy.classroom.splice import (
+    ANSWER_BYTES,
+    FILE_BYTES,
+    Reference,
+    for_a_person,
+    is_untouched,
+    read_cells,
+    spliced,
+    take,
+)
+
+PATH = Path(__file__).parents[1] / "notebooks" / "solutions" / "01_objective.ipynb"
+REFERENCE = Reference.read(PATH)
+ANSWER = "def brake(a, b, c):\n    return 1\n"
+
+
+def submission(**answers):
+    cells = copy.deepcopy(student_edition(REFERENCE.notebook).cells)
+    for cell in cells:
+        cell.source = answers.get(nbgrader(cell).get("grade_id", "").replace("-", "_"), cell.source)
+    return json.loads(json.dumps(cells))
+
+
+def cell_of(cells, name):
+    return next(c for c in cells if c["metadata"].get("nbgrader", {}).get("grade_id") == name)
+
+
+def test_a_reference_knows_its_questions_in_order_with_their_points():
+    points = {name: question.points for name, question in REFERENCE.questions.items()}
+    assert points == {"01-brake": 2, "01-objective": 3, "01-best-policy": 2, "01-gradient": 3}
+
+
+def test_a_reference_without_a_check_is_refused(tmp_path):
+    notebook = nbformat.read(PATH, as_version=4)
+    notebook.cells = [c for c in notebook.cells if nbgrader(c).get("grade_id") != "01-brake-check"]
+    nbformat.write(notebook, tmp_path / "01_x.ipynb")
+    with pytest.raises(ValueError, match="answer '01-brake' has no cell 01-brake-check"):
+        Reference.read(tmp_path / "01_x.ipynb")
+
+
+def test_only_answer_cells_are_taken():
+    cells = submission(**{"01_brake": ANSWER})
+    cells.append({"cell_type": "code", "source": "import os", "metadata": {}, "id": "new"})
+    taken = take(cells, REFERENCE)
+    assert taken.answers["01-brake"] == ANSWER
+    assert set(taken.answers) == set(REFERENCE.questions)
+    assert taken.remarks == []
+
+
+def test_a_source_may_be_a_list_of_lines():
+    cells = submission()
+    cell_of(cells, "01-brake")["source"] = ANSWER.splitlines(keepends=True)
+    assert take(cells, REFERENCE).answers["01-brake"] == ANSWER
+
+
+def test_without_metadata_the_cell_id_tells():
+    cells = submission(**{"01_brake": ANSWER})
+    for cell in cells:
+        cell["metadata"] = {}
+    taken = take(cells, REFERENCE)
+    assert taken.answers["01-brake"] == ANSWER
+    assert taken.remarks == []
+
+
+@pytest.mark.parametrize(
+    ("change", "remark"),
+    [
+        (lambda cell, cells: cells.remove(cell), "missing"),
+        (lambda cell, cells: cell["metadata"]["nbgrader"].update(grade_id="01-x"), "missing"),
+        (lambda cell, cells: cells.append({**cell, "source": "x"}), "2 different answer cells"),
+        (lambda cell, cells: cell.update(cell_type="markdown"), "no code cell"),
+        (lambda cell, cells: cell.update(source={"a": 1}), "no code cell"),
+        (lambda cell, cells: cell.update(source=["a", 1]), "no code cell"),
+        (lambda cell, cells: cell.update(source="\ud800"), "characters that are none"),
+        (lambda cell, cells: cell.update(source="#" * (ANSWER_BYTES + 1)), "at most"),
+    ],
+)
+def test_an_answer_that_cannot_be_taken_is_named_and_costs_nothing_else(change, remark):
+    cells = submission()
+    change(cell_of(cells, "01-brake"), cells)
+    taken = take(cells, REFERENCE)
+    assert set(taken.answers) == set(REFERENCE.questions) - {"01-brake"}
+    assert [r for r in taken.remarks if r.startswith("01-brake: ") and remark in r]
+
+
+def test_the_same_cell_twice_is_one_answer():
+    cells = submission()
+    cells.append(cell_of(cells, "01-brake"))
+    assert take(cells, REFERENCE).remarks == []
+
+
+def test_an_altered_check_is_named():
+    cells = submission(**{"01_brake_check": "print('ok')"})
+    assert take(cells, REFERENCE).remarks == [
+        "01-brake: the check cell was altered; the reference's is used"
+    ]
+
+
+def test_markers_are_removed_and_other_comments_stay():
+    cells = submission(**{"01_brake": "## NBVAL_SKIP\n# a comment\n  #NBVAL_CHECK_OUTPUT\nx = 1"})
+    taken = take(cells, REFERENCE)
+    assert taken.answers["01-brake"] == "#\n# a comment\n#\nx = 1"
+    assert taken.remarks == ["01-brake: nbval markers in the answer were removed"]
+
+
+def test_a_copy_holds_one_answer_its_check_and_the_references_earlier_answers():
+    notebook = spliced(REFERENCE, "01-best-policy", "mine = 1", "expected\n")
+    names = [nbgrader(cell).get("grade_id") for cell in notebook.cells]
+    assert names[-4:] == ["01-brake", "01-objective", "01-best-policy", "01-best-policy-check"]
+    assert all(cell.cell_type == "code" for cell in notebook.cells)
+    answer, check = notebook.cells[-2:]
+    assert answer.source == "mine = 1"
+    assert check.outputs[0].text == "expected\n"
+    assert check.execution_count == 1
+    assert check.source == 'check("01-best-policy", best_policy)'
+    assert notebook.cells[-3].source == REFERENCE.solution("01-objective")
+    assert all(cell.outputs == [] for cell in notebook.cells[:-1])
+    nbformat.validate(notebook)
+
+
+def test_a_stub_is_known_whatever_its_spaces():
+    cells = submission()
+    source = cell_of(cells, "01-brake")["source"]
+    assert is_untouched(source, REFERENCE, "01-brake")
+    assert is_untouched(source + "\n\n", REFERENCE, "01-brake")
+    assert not is_untouched(ANSWER, REFERENCE, "01-brake")
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("from ppo_toy import kl\ndef brake(a, b, c): return kl.kl_divergence(a, b)",
+         ["kl_divergence", "ppo_toy"]),
+        ("def brake(a, b, c):\n    # not kl_divergence\n    return a", []),
+        ("%pip install x\nkl_divergence = 1", ["kl_divergence"]),
+        ("import sys; sys._getframe(1)", ["sys"]),
+        ("((((" * 1000, []),
+    ],
+)  # fmt: skip
+def test_what_a_person_should_look_at_is_found_in_code_and_not_in_comments(answer, names):
+    assert for_a_person(answer, REFERENCE, "01-brake") == names
+
+
+def test_the_name_that_is_asked_for_is_not_suspicious():
+    solution = REFERENCE.solution("01-gradient")
+    assert "gradient" in REFERENCE.questions["01-gradient"].exercise.own
+    assert for_a_person(solution, REFERENCE, "01-gradient") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[" * 200_000, "not JSON"),
+        (b"[]", "no list of cells"),
+        (b'{"worksheets": []}', "no list of cells"),
+        (b'{"cells": {}}', "no list of cells"),
+        ('{"cells": ["é"]}'.encode("latin-1"), "not in UTF-8"),
+        (b" " * (FILE_BYTES + 1), "bytes; at most"),
+    ],
+)
+def test_a_file_that_is_no_notebook_says_so(content, message, tmp_path):
+    path = tmp_path / "x.ipynb"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_cells(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_newer_formats_and_other_encodings_of_unicode_are_read(encoding, tmp_path):
+    path = tmp_path / "x.ipynb"
+    text = json.dumps({"nbformat": 9, "cells": [{"source": "é"}, 7]}, ensure_ascii=False)
+    path.write_bytes(text.encode(encoding))
+    assert read_cells(path) == [{"source": "é"}]
+
+
+def test_a_link_or_a_folder_is_not_read(tmp_path):
+    (tmp_path / "link.ipynb").symlink_to(PATH)
+    (tmp_path / "folder.ipynb").mkdir()
+    for name in ("link.ipynb", "folder.ipynb"):
+        with pytest.raises(ValueError, match="not a plain file"):
+            read_cells(tmp_path / name)
