@@ -22,10 +22,8 @@ def test_the_copy_of_the_course_holds_no_solutions_and_can_be_imported(tmp_path)
     }  # fmt: skip
     assert not list(folder.rglob("*.ipynb"))
     code = "import ppo_toy.classroom.check, ppo_toy.data as d; d.read_ratings(); print(d.__file__)"
-    environment = cage.environment(folder, "a-token")
-    answer = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    run = {"env": cage.environment(folder, "a-token"), "cwd": folder / "home", "check": True}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **run)
     assert answer.stdout.startswith(str(folder))
 
 

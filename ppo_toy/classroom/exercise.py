@@ -108,8 +108,9 @@ def find(name: str) -> Exercise:
 
 def lesson_of(name: str) -> dict[str, Exercise]:
     """The exercises of the lesson whose number stands before the first dash of a name."""
-    module = f"ppo_toy.classroom.checks.lesson_{name.split('-')[0]}"
-    if not module.rpartition(".")[2].isidentifier() or not importlib.util.find_spec(module):
+    number = name.split("-")[0]
+    module = f"ppo_toy.classroom.checks.lesson_{number}"
+    if not number.isalnum() or not importlib.util.find_spec(module):
         return {}
     exercises = importlib.import_module(module).EXERCISES
     return {exercise.name: exercise for exercise in exercises}

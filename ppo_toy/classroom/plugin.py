@@ -24,6 +24,7 @@ from ppo_toy.classroom.cage import hide_memory
 POLL_SECONDS = 0.1
 SETUP_SECONDS = 60  # for the reference's own cells before an answer, which import torch
 OUTPUT_BYTES = 1 << 20  # of all cells together
+HIDDEN_ERROR = "it raised an error and hid it"
 MEMORY_BYTES = 3 << 30  # address space of pytest itself
 
 
@@ -124,12 +125,14 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
     try:
         result = yield
         if kernel.status != "ok":
-            raise AnswerError("it raised an error and hid it")
+            raise AnswerError(HIDDEN_ERROR)
         return result
     except AnswerError as error:
         ended = str(error)
         raise
     finally:
+        if kernel.status == "error" and not kernel.error:
+            ended = HIDDEN_ERROR
         printed = [part.text for part in item.test_outputs or [] if part.get("name") == "stdout"]
         item.user_properties += [
             ("grade_id", _grade_id(item)),
