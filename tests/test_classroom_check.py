@@ -169,7 +169,7 @@ def test_nothing_below_imports_the_classroom():
         assert "classroom" not in path.read_text(encoding="utf-8"), path.name
 
 
-def test_a_learner_sees_pass_and_fail_for_each_check_with_nbval_alone(tmp_path):
+def test_a_learner_sees_pass_and_fail_for_each_check_with_nbval_alone():
     root = Path(__file__).parents[1]
     path = root / "notebooks" / "exercises" / "01_objective.ipynb"
     command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "--nbval-lax", path]

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,9 +62,8 @@ def furnish(folder: Path, cases: Path, limits: Limits, token: str, *, walled: bo
     (copied / "classroom").mkdir()
     for name in ("__init__.py", "check.py"):  # what a check cell needs; no solutions
         shutil.copy(PACKAGE / "classroom" / name, copied / "classroom" / name)
-    data = PACKAGE / "datafiles" if (PACKAGE / "datafiles").is_dir() else PACKAGE.parent / "data"
-    if data.is_dir() and data.name == "data":
-        shutil.copytree(data, folder / "course" / "data")
+    if not (PACKAGE / "datafiles").is_dir():  # a clone, where the data lie beside the package
+        shutil.copytree(PACKAGE.parent / "data", folder / "course" / "data")
     shutil.copy(cases, folder / "course" / "cases.pt")
     for name in ("home", "run"):
         (folder / name).mkdir()
@@ -82,9 +82,9 @@ def bubblewrap() -> str | None:
     program = shutil.which("bwrap")
     if program is None:
         return None
-    here = PACKAGE  # any folder will do
-    command = [program, *walls(here), "--", sys.executable, "-c", "import json"]
-    answer = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
+        command = [program, *walls(Path(folder)), "--", sys.executable, "-c", "import json"]
+        answer = subprocess.run(command, capture_output=True, check=False)
     return program if answer.returncode == 0 else None
 
 
