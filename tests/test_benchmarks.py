@@ -1,19 +1,154 @@
-import re
+import sys
 
-from ppo_toy import benchmarks
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ppo_toy.benchmarks import __main__ as command
+from ppo_toy.benchmarks import batching, floor, grpo, timing, work
+from ppo_toy.policies import TabularPolicy
+from ppo_toy.trajectories import sample
+from ppo_toy.worlds import TokenBandit
+
+# Timing
+
+
+def test_a_line_gives_the_median_ratios_by_the_clock_and_by_cpu_time(capsys):
+    # by the clock 2, 3, 10: median 3; by CPU time 6, 1, 4: median 4; 0.9 s and 0.2 s by the clock
+    pairs = [((0.4, 0.6), (0.2, 0.1)), ((0.9, 0.1), (0.3, 0.1)), ((1.0, 0.4), (0.1, 0.1))]
+    timing.report("a / b", pairs)
+    assert capsys.readouterr().out == (
+        "  3.00 x,   4.00 x by CPU time   a / b   (900 ms / 200.0 ms)\n"
+    )
+
+
+def test_the_two_works_are_timed_in_turn(monkeypatch, capsys):
+    done, ticks = [], iter(range(100))
+    monkeypatch.setattr(timing, "PAIRS", 3)
+    monkeypatch.setattr(timing, "now", lambda: (float(next(ticks)), 2.0 * len(done)))
+    timing.compare("a / b", lambda: done.append("a"), lambda: done.append("b"), rounds=2)
+    assert "".join(done) == "aabbaabbaabb"
+    # one tick a turn, and two works in it
+    assert capsys.readouterr().out.startswith("  1.00 x,   1.00 x")
+
+
+def test_seconds_are_those_of_one_round(monkeypatch):
+    clock = iter([(10.0, 1.0), (16.0, 2.5)])
+    monkeypatch.setattr(timing, "now", lambda: next(clock))
+    assert timing.seconds_of(lambda: None, rounds=3) == (2.0, 0.5)
+
+
+# Packages
+
+
+@pytest.mark.parametrize("package", ["no-such-package==1.0", "torch==0.0.1"])
+def test_a_package_that_is_missing_ends_the_program_in_one_sentence(package):
+    with pytest.raises(SystemExit) as end:
+        timing.need((package, "another==2.0"))
+    assert end.value.code == (
+        f"this comparison needs {package}: pip install {package} another==2.0"
+    )
+
+
+def test_packages_that_are_there_are_printed(capsys):
+    pinned = f"numpy=={timing.metadata.version('numpy')}"
+    timing.need((pinned,))
+    timing.need(())
+    assert capsys.readouterr().out == f"compared with {pinned}\n"
+
+
+def test_each_module_pins_its_packages_in_its_header():
+    for name, comparison in command.COMPARISONS.items():
+        assert name in command.benchmarks.__doc__ or name == "batching"
+        assert " ".join(comparison.PACKAGES) in comparison.__doc__
+        assert all("==" in package for package in comparison.PACKAGES)
+
+
+@pytest.mark.parametrize("which", [None, *command.COMPARISONS])
+def test_a_word_chooses_the_comparison(which, monkeypatch):
+    done = []
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *([which] if which else [])])
+    monkeypatch.setattr(command, "need", lambda packages: done.append(packages))
+    for name, comparison in command.COMPARISONS.items():
+        monkeypatch.setattr(comparison, "main", lambda name=name: done.append(name))
+    threads = torch.get_num_threads()
+    try:
+        command.main()
+    finally:
+        torch.set_num_threads(threads)
+    name = which or "batching"
+    assert done == [command.COMPARISONS[name].PACKAGES, name]
+
+
+# The works
 
 
 def test_the_loop_and_the_batch_do_the_same_work():
-    world = benchmarks.TokenBandit(benchmarks.torch.tensor([[0.5, 1.0, -1.0]]))
-    reference = benchmarks.TabularPolicy(world)
-    one_by_one = benchmarks._evaluate_singly(reference, world)
+    world = TokenBandit(torch.tensor([[0.5, 1.0, -1.0]]))
+    one_by_one = batching._evaluate_singly(TabularPolicy(world), world)
     assert abs(one_by_one - (0.5 + 1.0 - 1.0) / 3) < 1e-12
 
 
-def test_each_line_gives_a_ratio_of_two_times(monkeypatch, capsys):
-    seconds = iter([0.4, 0.2, 0.9, 0.3, 1.0, 0.1])  # slow, fast, slow, fast, ...
-    monkeypatch.setattr(benchmarks, "_seconds", lambda work: next(seconds))
-    monkeypatch.setattr(benchmarks, "PAIRS", 3)
-    benchmarks._report("a / b", lambda: None, lambda: None)
-    # ratios 2, 3, 10: median 3; slow 0.9 s, fast 0.2 s
-    assert re.fullmatch(r" +3\.0 x   a / b   \(900 ms / 200\.0 ms\)\n", capsys.readouterr().out)
+def test_an_iteration_is_four_updates_on_64_responses_of_12_tokens(monkeypatch):
+    updates, batches = [], []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda adam: (updates.append(1), step(adam)))
+
+    def watched(policy, world, n, *, generator):
+        batches.append(sample(policy, world, n, generator=generator))
+        return batches[-1]
+
+    monkeypatch.setattr("ppo_toy.training.sample", watched)
+    work.iterate(work.new_world(), 2)
+    assert len(updates) == 2 * 4
+    for batch in batches:
+        assert batch.prompts.shape == (64, 4)
+        assert batch.responses.shape == (64, 12)
+        assert batch.mask.all()
+    assert len(batches) == 2
+
+
+def test_the_model_has_two_layers_of_width_64_in_single_precision():
+    policy = work.new_policy()
+    assert len(policy.blocks) == 2
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    assert policy.head.weight.shape == (50, 64)
+    reward = work.new_world(learned=True).reward.trunk
+    assert sum(p.numel() for p in reward.parameters()) == (
+        sum(p.numel() for p in policy.parameters()) + 64 + 1  # the head that gives the reward
+    )
+
+
+def test_the_rule_counts_zeros_for_both():
+    responses = torch.tensor([[0, 3, 0], [1, 2, 3], [0, 0, 0]])
+    ours = work.zeros_written(responses[:, :1], responses)
+    assert_close(ours, torch.tensor([2.0, 0.0, 3.0]))
+    assert grpo._zeros_written(responses.tolist()) == ours.tolist()
+
+
+# The floor
+
+
+def test_a_product_of_matrices_is_two_flops_a_multiplication_and_one_operation():
+    x, y = torch.ones(2, 3, requires_grad=True), torch.ones(5, 3, requires_grad=True)
+    assert floor.counts(lambda: x @ y.t()) == (2 * 2 * 3 * 5, 1)  # the transpose is a view
+    # forward once, backward once for each factor
+    flops, operations = floor.counts(lambda: (x @ y.t()).sum().backward())
+    assert flops == 3 * 2 * 2 * 3 * 5
+    assert operations >= 5  # three products, a sum, and the ones that the gradient begins with
+
+
+def test_the_flops_of_a_forward_pass_are_those_of_its_layers():
+    policy, world = work.new_policy(), work.new_world()
+    responses = world.prompts[:, :3]
+    flops, _ = floor.counts(lambda: policy(world.prompts, responses))
+    # 7 tokens through 2 layers of (3 + 1 + 4 + 4) 64 x 64 weights; the head reads 4 of them
+    assert flops == 2 * 64 * (7 * 2 * 12 * 64 * 64 + 4 * 64 * 50)
+
+
+def test_rate_and_cost_are_per_flop_and_per_operation(monkeypatch):
+    clock = iter([(0.0, 0.0), (8.0, 4.0)] * 2)
+    monkeypatch.setattr(timing, "now", lambda: next(clock))
+    flops = 2 * (64 * 15) * (12 * 64 * 64)
+    assert floor.per_flop(repeats=2) == (4.0 / flops, 2.0 / flops)
+    assert floor.per_operation(repeats=4) == (2.0, 1.0)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ from problems import generator, random_logits
 from torch import nn
 from torch.testing import assert_close
 
-from ppo_toy import exact
+from ppo_toy import exact, recipes
 from ppo_toy.gpt import Attention, Block, Cache, GPTConfig, TinyGPT
 from ppo_toy.policies import fingerprint, freeze
 from ppo_toy.training import train
@@ -92,14 +93,14 @@ def test_one_head_that_looks_back_by_hand():
     assert_close(attention(x, torch.ones(2, 2).tril().bool()), expected)
 
 
-def test_the_model_of_the_lessons_has_26929_parameters():
-    # embeddings 20 * 32 + 8 * 32; a block 2 norms of 64, 32 * 96 + 96, 32 * 32 + 32, and
+def test_the_model_of_the_lessons_has_26993_parameters():
+    # embeddings 24 * 32 + 6 * 32; a block 2 norms of 64, 32 * 96 + 96, 32 * 32 + 32, and
     # 32 * 128 + 128 + 128 * 32 + 32; the last norm 64; the head 32 * 17 + 17
     block = 2 * 64 + 32 * 97 - 32 + 96 + 32 * 33 + 32 * 128 + 128 + 128 * 32 + 32
-    expected = 20 * 32 + 8 * 32 + 2 * block + 64 + 32 * 17 + 17
-    model = TinyGPT(GPTConfig(20, 17, 8), generator=generator(0))
-    assert sum(parameter.numel() for parameter in model.parameters()) == expected == 26929
-    valued = TinyGPT(GPTConfig(20, 17, 8, value_head=True), generator=generator(0))
+    expected = 24 * 32 + 6 * 32 + 2 * block + 64 + 32 * 17 + 17
+    model = TinyGPT(recipes.CONFIG, generator=generator(0))
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected == 26993
+    valued = TinyGPT(replace(recipes.CONFIG, value_head=True), generator=generator(0))
     assert sum(parameter.numel() for parameter in valued.parameters()) == expected + 33
 
 

@@ -31,15 +31,18 @@ def test_the_tree_names_every_module():
     package = Path(__file__).parents[1] / "ppo_toy"
     tree = README.split("```text\n")[1].split("```")[0]
     named = set(re.findall(r"^    (\w+) ", tree, re.M))
-    assert named == {path.stem for path in package.glob("*.py")} - {"__init__"}
+    paths = [path.relative_to(package) for path in package.rglob("*.py")]
+    assert named == {path.parts[0].removesuffix(".py") for path in paths} - {"__init__"}
 
 
 def test_in_the_tree_a_module_imports_only_from_the_lines_above_it():
     tree = README.split("```text\n")[1].split("```")[0]
     order = re.findall(r"^    (\w+) ", tree, re.M)
     for k, name in enumerate(order):
-        source = (Path(__file__).parents[1] / "ppo_toy" / f"{name}.py").read_text(encoding="utf-8")
-        used = set(re.findall(r"from ppo_toy\.(\w+) import", source))
-        for names in re.findall(r"from ppo_toy import ([\w, ]+)", source):
-            used |= set(names.split(", "))
+        package, used = Path(__file__).parents[1] / "ppo_toy", set()
+        for path in [package / f"{name}.py", *(package / name).glob("*.py")]:
+            source = path.read_text(encoding="utf-8") if path.exists() else ""
+            used |= set(re.findall(r"from ppo_toy\.(\w+)[\w.]* import", source)) - {name}
+            for names in re.findall(r"from ppo_toy import ([\w, ]+)", source):
+                used |= set(names.split(", ")) - {name}
         assert used <= set(order[:k]), f"{name} uses {used - set(order[:k])}"

@@ -1,35 +1,21 @@
-"""Measures speed as ratios within one run.
+"""Our PPO against stable-baselines3's on CartPole-v1, seed by seed in turn.
 
-    python -m ppo_toy.benchmarks             one batch against Python loops
-    python -m ppo_toy.benchmarks cartpole    our PPO against stable-baselines3's on CartPole-v1;
-                                             needs `pip install stable-baselines3==2.9.2`
-
-Each pair is timed in turn (A B A B ...) on one thread, and the median ratio of the pairs is
-printed; absolute times, which differ from machine to machine, stand beside it.
+Needs `pip install stable-baselines3==2.9.2`.
 """
 
-import argparse
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
-from ppo_toy import exact
 from ppo_toy.actor_critic import ActorCritic, train_on
 from ppo_toy.advantages import gae
+from ppo_toy.benchmarks.timing import timed
 from ppo_toy.envs import make_vector
-from ppo_toy.objectives import penalized_objective
-from ppo_toy.policies import TabularPolicy
-from ppo_toy.training import train
-from ppo_toy.trajectories import Trajectories, enumerate_all, per_step_kl, score
-from ppo_toy.worlds import TokenBandit, TokenSequence
 
-RUNS = 64
-PAIRS = 5
-
+PACKAGES = ("stable-baselines3==2.9.2",)
 
 # The settings that rl-baselines3-zoo publishes for PPO on CartPole-v1.
 CARTPOLE = {"gamma": 0.98, "learning_rate": 1e-3, "clip": 0.2, "lam": 0.8, "epochs": 20}
@@ -37,75 +23,16 @@ N_ENVS, LENGTH, STEPS, SEEDS = 8, 32, 100_000, 5
 
 
 def main() -> None:
-    """Prints one of the two tables."""
-    parser = argparse.ArgumentParser(prog="python -m ppo_toy.benchmarks", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("which", nargs="?", choices=["batching", "cartpole"], default="batching")
-    torch.set_num_threads(1)
-    if parser.parse_args().which == "cartpole":
-        cartpole()
-    else:
-        batching()
-
-
-def batching() -> None:
-    """Prints what one batch saves over Python loops."""
-    generator = torch.Generator().manual_seed(0)
-    table = torch.randn(1, *[4] * 6, generator=generator, dtype=torch.float64)
-    world = TokenSequence.from_table(table)
-    reference = TabularPolicy.random(world, generator=generator)
-    _train(reference.repeat(2), reference, world)  # the first Adam of a process loads modules
-    _report(
-        "exact J, R, KL of 4,096 responses: one at a time / as one batch",
-        lambda: _evaluate_singly(reference, world),
-        lambda: exact.evaluate(reference, reference, world, 0.5),
-    )
-    bandit = TokenBandit(torch.randn(1, 8, generator=generator, dtype=torch.float64))
-    short = TokenSequence.from_table(table[0, 0, 0].unsqueeze(0))
-    for name, world in (("bandit, 8 tokens", bandit), ("sequences, 4 tokens x 4", short)):
-        reference = TabularPolicy.random(world, generator=generator)
-        _report(
-            f"{RUNS} runs of 20 steps, {name}: a loop over runs / as one batch",
-            lambda reference=reference, world=world: _train_singly(reference, world),
-            lambda reference=reference, world=world: _train(
-                reference.repeat(RUNS), reference, world
-            ),
-        )
-
-
-def _train(policy: TabularPolicy, reference: TabularPolicy, world: TokenBandit) -> None:
-    generator = torch.Generator().manual_seed(0)
-    train(policy, reference, world, beta=0.5, steps=20, batch_size=32, learning_rate=0.05,
-          generator=generator)  # fmt: skip
-
-
-def _train_singly(reference: TabularPolicy, world: TokenBandit) -> None:
-    for _ in range(RUNS):
-        _train(TabularPolicy(world, reference.logits), reference, world)
-
-
-def _evaluate_singly(reference: TabularPolicy, world: TokenSequence) -> float:
-    """J by one call for each response, which is what listing without a batch comes to."""
-    batch = enumerate_all(reference, world)
-    total = 0.0
-    for i in range(len(batch.weights)):
-        one = Trajectories(*(x[i : i + 1] for x in vars(batch).values()))
-        kl = per_step_kl(reference, reference, one)
-        total += penalized_objective(score(world, one), kl, 0.5, one.weights).item()
-    return total
-
-
-def cartpole() -> None:
     """Prints speed and steps to a mean return of 475: seed by seed in turn, then as one batch."""
     print(f"largest difference of the two GAEs on random episodes: {_gae_difference():.0e}")
     rows = []
     for seed in range(SEEDS):
         for name, run in (("stable-baselines3", _peer), ("ppo_toy", _ours)):
-            (solved,), wall, cpu = _timed(run, seed)
+            (solved,), wall, cpu = timed(run, seed)
             rows.append((solved, wall, cpu))
             print(f"seed {seed}  {name:18}{STEPS / wall:7.0f} steps/s, {STEPS / cpu:7.0f} by CPU "
                 f"time   475 reached after {solved} steps")  # fmt: skip
-    solved, wall, cpu = _timed(_ours, 0, SEEDS)
+    solved, wall, cpu = timed(_ours, 0, SEEDS)
     print(f"{SEEDS} seeds as one batch: {SEEDS * STEPS / wall:.0f} steps/s, "
         f"{SEEDS * STEPS / cpu:.0f} by CPU time   475 reached after {solved} steps")  # fmt: skip
     peer, ours = rows[::2], rows[1::2]
@@ -116,12 +43,6 @@ def cartpole() -> None:
     medians = [statistics.median(row[0] for row in rows) for rows in (ours, peer)]
     print(f"median steps to 475: {medians[0] / medians[1]:.2f} x; as one batch "
         f"{statistics.median(solved) / medians[1]:.2f} x")  # fmt: skip
-
-
-def _timed(run: Callable[..., list[float]], *arguments: int) -> tuple[list[float], float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    solved = run(*arguments)
-    return solved, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _gae_difference(n: int = 64, length: int = 32) -> float:
@@ -182,20 +103,3 @@ def _peer(seed: int) -> list[float]:
         clip_range=lambda left: left * CARTPOLE["clip"])  # fmt: skip
     model.learn(STEPS, callback=record)
     return [_first(record.steps, record.returns)]
-
-
-def _report(name: str, slow: Callable[[], object], fast: Callable[[], object]) -> None:
-    pairs = [(_seconds(slow), _seconds(fast)) for _ in range(PAIRS)]
-    ratio = statistics.median(a / b for a, b in pairs)
-    slow_ms, fast_ms = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
-    print(f"{ratio:6.1f} x   {name}   ({slow_ms:.0f} ms / {fast_ms:.1f} ms)")
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,82 @@
+import sys
+
+import pytest
+import torch
+from problems import generator
+from torch.testing import assert_close
+
+from ppo_toy import in_trl, recipes, reviews
+from ppo_toy.gpt import TinyGPT
+from ppo_toy.trajectories import sample, step_log_probs
+from ppo_toy.worlds import ToyReviews
+
+# The libraries warn of what other libraries will change.
+pytestmark = pytest.mark.filterwarnings("ignore")
+needs_scale = pytest.mark.skipif(bool(in_trl.missing()), reason='needs pip install -e ".[scale]"')
+
+
+def a_policy() -> TinyGPT:
+    """All weights away from 0, those of norms and biases too."""
+    policy = TinyGPT(recipes.CONFIG, generator=generator(0))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator(1))
+    return policy
+
+
+@needs_scale
+def test_the_translated_model_gives_every_token_the_same_probability():
+    policy = a_policy()
+    batch = sample(policy, ToyReviews(), 32, generator=generator(2))
+    with in_trl.quiet(), torch.no_grad():
+        model = in_trl.to_transformers(policy)
+        text = torch.cat([batch.prompts, batch.tokens[:, :-1]], dim=1)
+        log_p = model(text).logits[:, 1:].log_softmax(dim=-1)
+    # single precision, in another order of operations
+    n_tokens = len(reviews.VOCABULARY)
+    assert_close(log_p[..., :n_tokens], step_log_probs(policy, batch).detach(), atol=1e-4, rtol=0)
+    assert (log_p[..., n_tokens:].exp() == 0).all()
+
+
+@needs_scale
+def test_there_and_back_every_parameter_is_the_same():
+    policy = a_policy()
+    back = in_trl.from_transformers(in_trl.to_transformers(policy), policy)
+    for (name, before), after in zip(policy.named_parameters(), back.parameters(), strict=True):
+        assert torch.equal(before, after), name
+
+
+@needs_scale
+def test_the_tokenizer_has_the_numbers_of_the_words():
+    words = in_trl.tokenizer()
+    for prompt in reviews.PROMPTS:
+        assert words(reviews.decode(prompt))["input_ids"] == prompt.tolist()
+    assert words.eos_token_id == words.pad_token_id == reviews.END
+
+
+@needs_scale
+def test_the_trainer_raises_the_reward_and_leaves_the_reference_alone():
+    # the reward is the share of one word, which a new policy says once in 17
+    great = reviews.VOCABULARY.index("great")
+    world = ToyReviews(reward=lambda prompts, y: (y == great).double().mean(dim=1))
+    reference = TinyGPT(recipes.CONFIG, generator=generator(3))
+    before = [parameter.clone() for parameter in reference.parameters()]
+    with in_trl.quiet():
+        policy = in_trl.train_in_trl(
+            reference, world, beta=0.01, steps=8, batch_size=64, learning_rate=1e-2
+        )
+    for parameter, old in zip(reference.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+    earned = [
+        world.reward(batch.prompts, batch.responses).mean().item()
+        for batch in (sample(p, world, 512, generator=generator(4)) for p in (reference, policy))
+    ]
+    # 512 responses of 4 words: a standard error is below 0.01
+    assert earned[1] > earned[0] + 0.1
+
+
+def test_without_the_packages_the_script_says_which_to_install(monkeypatch):
+    monkeypatch.setattr(in_trl, "missing", lambda: ["trl"])
+    monkeypatch.setattr(sys, "argv", ["in_trl"])
+    with pytest.raises(SystemExit, match=r'not installed: trl; pip install -e "\.\[scale\]"'):
+        in_trl.main()
