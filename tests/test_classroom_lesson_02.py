@@ -1,0 +1,247 @@
+"""The checks of lesson 02 against answers as learners write them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_toy.classroom.exercise import find
+
+
+def fault(name, answer):
+    exercise = find(name)
+    return exercise.fault(answer, exercise.cases(seed=1))
+
+
+def kl(p, q):
+    return (p * (p / q).log()).sum(dim=-1)
+
+
+def kl_of(a, b):
+    return kl(a.softmax(-1), b.softmax(-1))
+
+
+# Exercise 02-two-penalties: right answers in other styles, then wrong ones with what they are told.
+
+
+def penalties_without_grad(new, frozen, previous):
+    with torch.no_grad():
+        q, old = frozen.softmax(1), previous.softmax(1)
+    p = new.softmax(1)
+    return [
+        torch.einsum("sv,sv->s", p, (p / q).log()),
+        torch.einsum("sv,sv->s", old, (old / p).log()),
+    ]
+
+
+def penalties_by_torch(logits, ref_logits, old_logits):
+    log_p = logits.float().log_softmax(-1)
+    log_ref, log_old = (x.detach().float().log_softmax(-1) for x in (ref_logits, old_logits))
+    how = {"log_target": True, "reduction": "none"}
+    kl_div = torch.nn.functional.kl_div
+    return kl_div(log_ref, log_p, **how).sum(-1), kl_div(log_p, log_old, **how).sum(-1)
+
+
+WRONG_PENALTIES = [
+    (lambda x, r, o: (kl_of(x, r), kl_of(o, x)), "a gradient reaches both"),
+    (lambda x, r, o: (kl_of(x, r.detach()), kl_of(o, x)), "reaches the old policy"),
+    (lambda x, r, o: (kl_of(x, r), kl_of(o.detach(), x)), "reaches the reference"),
+    (lambda x, r, o: (kl_of(r, x), kl_of(o, x)), "kl_ref is swapped, and"),
+    (lambda x, r, o: (kl_of(x, r), kl_of(x, o)), "kl_old is swapped, and"),
+    (lambda x, r, o: (kl_of(x, r.detach()), kl_of(x, o.detach())), "the old one stands first"),
+    (lambda x, r, o: (kl_of(o.detach(), x), kl_of(x, r.detach())), "wrong order"),
+    (lambda x, r, o: (kl_of(x, r).detach(), kl_of(o.detach(), x)), "kl_ref has no gradient"),
+    (
+        lambda x, r, o: (kl_of(x, r.detach()), kl_of(o, x).numpy(force=True)),
+        "kl_old has no gradient",
+    ),
+    (
+        lambda x, r, o: (kl_of(x, r.detach()).detach(), kl_of(o.detach(), x).detach()),
+        "no gradient reaches logits",
+    ),
+    (lambda x, r, o: (kl_of(x, r.detach()).sum(), kl_of(o.detach(), x).sum()), "the shape"),
+    (lambda x, r, o: kl_of(x, r.detach()), "the shape is not right"),
+    (lambda x, r, o: print(kl_of(x, r)), "returned None"),
+]
+
+
+# Exercise 02-batch-kl.
+
+
+def batch_in_loops(theta, theta_ref, counts):
+    total, n_tokens = 0.0, 0
+    for i in range(len(theta)):
+        for t in range(theta.shape[1]):
+            if counts[i, t]:
+                total = total + kl_of(theta[i, t], theta_ref[i, t])
+                n_tokens += 1
+    return total / len(theta), total / n_tokens
+
+
+def batch_by_selection(logits, ref_logits, mask):
+    kept = kl_of(logits[mask].float(), ref_logits[mask].float())
+    return kept.sum() / mask.shape[0], kept.mean()
+
+
+def batch_that_writes_to_its_arguments(logits, ref_logits, mask):
+    ref_logits -= ref_logits.logsumexp(-1, keepdim=True)
+    log_p = logits.log_softmax(-1)
+    steps = (log_p.exp() * (log_p - ref_logits)).sum(-1).masked_fill(~mask, 0)
+    return steps.sum(-1).mean(), steps.sum() / mask.sum()
+
+
+def pair(steps, mask):
+    steps = steps * mask
+    return steps.sum() / len(mask), steps.sum() / mask.sum()
+
+
+WRONG_BATCHES = [
+    (lambda x, r, m: (kl_of(x, r).sum(1).mean(), kl_of(x, r).mean()), "belongs to no response"),
+    (
+        lambda x, r, m: (kl_of(x, r).sum(1).mean(), kl_of(x, r).sum() / m.sum()),
+        "counts in the sum",
+    ),
+    (
+        lambda x, r, m: ((m * kl_of(x, r)).sum(1).mean(), (m * kl_of(x, r)).mean()),
+        "the divisor counts padding",
+    ),
+    (
+        lambda x, r, m: (
+            (m * kl_of(x, r)).sum(1).mean(),
+            ((m * kl_of(x, r)).sum(1) / m.sum(1)).mean(),
+        ),
+        "mean of means",
+    ),
+    (lambda x, r, m: pair(kl_of(x, r), m)[::-1], "wrong order"),
+    (lambda x, r, m: pair(kl_of(r, x), m), "arguments are swapped"),
+    (lambda x, r, m: pair((x.log_softmax(-1) - r.log_softmax(-1)).sum(-1), m), "not weighted"),
+    (lambda x, r, m: [k.item() for k in pair(kl_of(x, r), m)], "no gradient is left"),
+    (lambda x, r, m: ((m * kl_of(x, r)).sum(1), pair(kl_of(x, r), m)[1]), "one mean over all"),
+    (lambda x, r, m: pair(kl_of(x, r) / math.log(2), m), "the value is not right"),
+    (lambda x, r, m: pair(kl_of(x, r), m)[0], "the shape is not right"),
+]
+
+
+# Exercise 02-dashboard.
+
+
+def dashboard_in_loops(new, ref, counts):
+    sums = [0, 0, 0]
+    for p, q in zip(new[counts], ref[counts], strict=True):
+        r = torch.exp(q - p)
+        for k, value in enumerate((-r.log(), r.log() ** 2 / 2, r - 1 - r.log())):
+            sums[k] = sums[k] + value
+    return [x / counts.sum() for x in sums]
+
+
+def dashboard_in_single_precision(log_p, log_q, mask):
+    d = (log_p.float() - log_q.float()) * mask
+    n = mask.sum()
+    return d.sum() / n, 0.5 * (d * d).sum() / n, (torch.expm1(-d) + d).sum() / n
+
+
+def three(p, q, m, k3):
+    return (p - q)[m].mean(), ((p - q)[m] ** 2).mean() / 2, k3[m].mean()
+
+
+def right_k3(p, q):
+    return (q - p).exp() - 1 - (q - p)
+
+
+WRONG_DASHBOARDS = [
+    (lambda p, q, m: three(p, q, m, (p - q).exp() - 1 - (p - q)), "the bug is still there"),
+    (lambda p, q, m: three(p, q, m, (q - p).exp() - 1 - (p - q)), "its logarithm is upside down"),
+    (lambda p, q, m: three(p, q, m, (p - q).exp() - 1 + (p - q)), "the ratio itself"),
+    (lambda p, q, m: three(p, q, m, (q - p).exp() + (p - q)), "the −1 is missing"),
+    (lambda p, q, m: three(p, q, m | True, right_k3(p, q)), "padding counts"),
+    (
+        lambda p, q, m: [(x * m).mean() for x in (p - q, (p - q) ** 2 / 2, right_k3(p, q))],
+        "divisor",
+    ),
+    (lambda p, q, m: (-three(p, q, m, p)[0], *three(p, q, m, right_k3(p, q))[1:]), "k1 has the"),
+    (
+        lambda p, q, m: (p - q)[m].mean() * torch.tensor([1.0, 0, 0]),
+        "the shape is not right",
+    ),
+    (
+        lambda p, q, m: [x.item() for x in three(p, q, m, right_k3(p, q))],
+        "no gradient reaches log_p",
+    ),
+    (lambda p, q, m: three(p, q.detach(), m, right_k3(p, q.detach())), "no gradient reaches log_q"),
+    (lambda p, q, m: three(p, q, m, right_k3(p, q) * 2), "the value is not right"),
+]
+
+
+# Exercise 02-who-drew.
+
+
+def who_drew_in_loops(theta, theta_ref, tau):
+    p, q = theta.softmax(0), theta_ref.softmax(0)
+    b, c = (x ** (1 / tau) / (x ** (1 / tau)).sum() for x in (p, q))
+    shown = sum(b[v] * torch.log(p[v] / q[v]) for v in range(len(p)))
+    return shown, kl(p, q), kl(b, c)
+
+
+def who_drew_in_numpy(logits, ref_logits, temperature):
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum()
+
+    x, r = logits.numpy(), ref_logits.numpy()
+    p, q, b, c = (softmax(y) for y in (x, r, x / temperature, r / temperature))
+    return b @ np.log(p / q), p @ np.log(p / q), b @ np.log(b / c)
+
+
+def shown(x, r, b):
+    return (b.softmax(0) * (x.log_softmax(0) - r.log_softmax(0))).sum()
+
+
+WRONG_SAMPLERS = [
+    (lambda x, r, t: (shown(x, r, x * t), kl_of(x, r), kl_of(x * t, r * t)), "it has to divide"),
+    (lambda x, r, t: (shown(x, r, x / t), kl_of(x, r), kl_of(x / t, r)), "reference needs τ"),
+    (lambda x, r, t: (shown(x, r, x), kl_of(x, r), kl_of(x / t, r / t)), "shown: b draws"),
+    (lambda x, r, t: (kl_of(x / t, r / t), kl_of(x, r), kl_of(x / t, r / t)), "only the sampler"),
+    (lambda x, r, t: (-shown(x, r, x / t), kl_of(x, r), kl_of(x / t, r / t)), "wrong way round"),
+    (lambda x, r, t: (kl_of(x, r), shown(x, r, x / t), kl_of(x / t, r / t)), "wrong order"),
+    (lambda x, r, t: (shown(x, r, x / t), kl_of(r, x), kl_of(r / t, x / t)), "are swapped"),
+    (lambda x, r, t: (shown(x, r, x / t), kl_of(x, r)), "the shape is not right"),
+    (
+        lambda x, r, t: (shown(x, r, x / t), kl_of(x, r), kl_of(x / t, r / t) * t),
+        "the value is not right",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("02-two-penalties", penalties_without_grad),
+        ("02-two-penalties", penalties_by_torch),
+        ("02-batch-kl", batch_in_loops),
+        ("02-batch-kl", batch_by_selection),
+        ("02-batch-kl", batch_that_writes_to_its_arguments),
+        ("02-dashboard", dashboard_in_loops),
+        ("02-dashboard", dashboard_in_single_precision),
+        ("02-who-drew", who_drew_in_loops),
+        ("02-who-drew", who_drew_in_numpy),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer):
+    assert fault(name, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        (name, *wrong)
+        for name, table in [
+            ("02-two-penalties", WRONG_PENALTIES),
+            ("02-batch-kl", WRONG_BATCHES),
+            ("02-dashboard", WRONG_DASHBOARDS),
+            ("02-who-drew", WRONG_SAMPLERS),
+        ]
+        for wrong in table
+    ],
+)
+def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
+    assert message in fault(name, answer)

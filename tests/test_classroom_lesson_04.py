@@ -1,0 +1,241 @@
+"""The checks of lesson 04 against answers as learners write them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_toy.classroom.exercise import find
+
+
+def fault(name, answer):
+    exercise = find(name)
+    return exercise.fault(answer, exercise.cases(seed=1))
+
+
+def kl(p, q):
+    return (p * (p / q).log()).sum(dim=-1)
+
+
+# Exercise 04-left-to-earn: right answers in other styles, then wrong ones with what they are told.
+
+
+def top_and_gap_as_a_difference(theta, ref, reward, price):
+    p = theta.softmax(1)
+    top = price * torch.log((ref * torch.exp(reward / price)).sum(1))
+    return top, top - ((p * reward).sum(1) - price * kl(p, ref))
+
+
+def top_and_gap_in_single_precision(logits, p_ref, rewards, beta):
+    p, q, r = logits.float().softmax(-1), p_ref.float(), rewards.float()
+    tops, gaps = [], []
+    for i in range(len(p)):
+        mass = q[i] * (r[i] / beta).exp()
+        tops.append(beta * mass.sum().log())
+        gaps.append(beta * kl(p[i], mass / mass.sum()))
+    return torch.stack(tops), torch.stack(gaps)
+
+
+def top(q, r, b):
+    return b * (q.log() + r / b).logsumexp(-1)
+
+
+def best(q, r, b):
+    return (q.log() + r / b).softmax(-1)
+
+
+def worth(x, q, r, b):
+    return (x.softmax(-1) * r).sum(-1) - b * kl(x.softmax(-1), q)
+
+
+WRONG_GAPS = [
+    (lambda x, q, r, b: (top(q, r, b), kl(x.softmax(-1), best(q, r, b))), "gap: β is missing"),
+    (lambda x, q, r, b: (top(q, r, b), b * kl(x.softmax(-1), q)), "it has to be to π*"),
+    (lambda x, q, r, b: (top(q, r, b), b * kl(best(q, r, b), x.softmax(-1))), "are swapped"),
+    (lambda x, q, r, b: (top(q, r, b), worth(x, q, r, b) - top(q, r, b)), "sign is wrong"),
+    (lambda x, q, r, b: (top(q, r, b), worth(x, q, r, b)), "J itself"),
+    (
+        lambda x, q, r, b: (top(q, r, b), top(q, r, b) - (x.softmax(-1) * r).sum(-1)),
+        "the brake is missing",
+    ),
+    (lambda x, q, r, b: (top(q, r, b) / b, top(q, r, b) - worth(x, q, r, b)), "J*: β is missing"),
+    (
+        lambda x, q, r, b: (
+            (best(q, r, b) * r).sum(-1),
+            b * kl(x.softmax(-1), best(q, r, b)),
+        ),
+        "this is R*",
+    ),
+    (
+        lambda x, q, r, b: (top(q, r, b), b * kl(x.softmax(-1), best(q, r, b)))[::-1],
+        "wrong order",
+    ),
+    (
+        lambda x, q, r, b: (top(q, r, b), top(q, r, b).detach() - worth(x, q, r, b)),
+        "no gradient to J*",
+    ),
+    (
+        lambda x, q, r, b: (top(q, r, b), b * kl(x.detach().softmax(-1), best(q, r, b))),
+        "no gradient reaches logits",
+    ),
+    (lambda x, q, r, b: (top(q, r, b).mean(), worth(x, q, r, b).mean()), "the shape is not right"),
+    (lambda x, q, r, b: (top(q, r, b), 0 * top(q, r, b)), "the value is not right"),
+]
+
+
+# Exercise 04-response-to-beta.
+
+
+def response_by_autograd(q, r, b):
+    b = torch.tensor(b, requires_grad=True)
+    p = best(q, r, b)
+    found = [torch.autograd.grad(x, b, retain_graph=True)[0] for x in ((p * r).sum(), kl(p, q))]
+    return torch.stack(found)[0], torch.stack(found)[1]
+
+
+def response_by_finite_differences(q, r, b, h=1e-5):
+    (up, down) = (best(q, r, b + h), best(q, r, b - h))
+    return (up @ r - down @ r).item() / (2 * h), (kl(up, q) - kl(down, q)).item() / (2 * h)
+
+
+def response_in_numpy(p_ref, rewards, beta):
+    q, r = p_ref.numpy(), rewards.numpy()
+    p = q * np.exp(r / beta) / (q * np.exp(r / beta)).sum()
+    v = p @ r**2 - (p @ r) ** 2
+    return -v / beta**2, -v / beta**3
+
+
+def variance(p, r):
+    return p @ (r - p @ r) ** 2
+
+
+WRONG_RESPONSES = [
+    (lambda q, r, b: (variance(best(q, r, b), r), variance(best(q, r, b), r) / b), "in λ"),
+    (
+        lambda q, r, b: (variance(best(q, r, b), r) / b**2, variance(best(q, r, b), r) / b**3),
+        "the sign is wrong",
+    ),
+    (
+        lambda q, r, b: (-variance(best(q, r, b), r) / b**2, -variance(best(q, r, b), r) / b**2),
+        "the factor λ is missing",
+    ),
+    (lambda q, r, b: (-variance(q, r) / b**2, -variance(q, r) / b**3), "is the reference's"),
+    (
+        lambda q, r, b: (
+            -r.var(correction=0) / b**2,
+            -r.var(correction=0) / b**3,
+        ),
+        "not weighted",
+    ),
+    (
+        lambda q, r, b: (-best(q, r, b) @ r**2 / b**2, -best(q, r, b) @ r**2 / b**3),
+        "subtract the mean",
+    ),
+    (lambda q, r, b: response_by_autograd(q, r, b)[::-1], "wrong order"),
+    (lambda q, r, b: (-r.var() / b**2, -r.var() / b**3), "the value is not right"),
+    (lambda q, r, b: response_by_autograd(q, r, b)[0], "the shape is not right"),
+]
+
+
+# Exercise 04-controller.
+
+
+def controller_in_loops(price, kls, counts, target, h):
+    out = []
+    for g in range(len(price)):
+        spent = [kls[g, i][counts[g, i]].sum().item() for i in range(kls.shape[1])]
+        error = sum(spent) / len(spent) / target - 1
+        error = max(-0.2, min(0.2, error))
+        out.append(price[g].item() * (1 + error * len(spent) / h))
+    return np.array(out)
+
+
+def controller_by_einsum(beta, kl, mask, kl_target, horizon):
+    n = kl.shape[1]
+    spent = torch.einsum("gbt,gbt->g", kl.float(), mask.float()) / n
+    return beta + beta * torch.clip(spent / kl_target - 1, -0.2, 0.2) * n / horizon
+
+
+def controller_that_writes_to_its_arguments(beta, kl, mask, kl_target, horizon):
+    kl[~mask] = 0
+    beta *= 1 + (kl.sum(2).mean(1) / kl_target - 1).clamp(-0.2, 0.2) * kl.shape[1] / horizon
+    return beta
+
+
+def per_token(beta, kl, mask, kl_target, horizon):
+    out = []
+    for g in range(len(beta)):
+        error = (kl[g][mask[g]].mean() / kl_target - 1).clamp(-0.2, 0.2)
+        out.append(beta[g] * (1 + error * kl.shape[1] / horizon))
+    return torch.stack(out)
+
+
+def spent(kl, mask):
+    return (kl * mask).sum(2).mean(1)
+
+
+WRONG_CONTROLLERS = [
+    (per_token, "the bug is still there"),
+    (
+        lambda b, k, m, c, h: b * (1 + ((k * m).mean((1, 2)) / c - 1).clamp(-0.2, 0.2) * 3 / h),
+        "still runs over steps",
+    ),
+    (
+        lambda b, k, m, c, h: b * (1 + (k.sum(2).mean(1) / c - 1).clamp(-0.2, 0.2) * 3 / h),
+        "padding counts",
+    ),
+    (lambda b, k, m, c, h: b * (1 + (spent(k, m) / c - 1) * 3 / h), "the clip is missing"),
+    (
+        lambda b, k, m, c, h: b * (1 + ((spent(k, m) / c - 1) * 3 / h).clamp(-0.2, 0.2)),
+        "not its product",
+    ),
+    (
+        lambda b, k, m, c, h: b * (1 - (spent(k, m) / c - 1).clamp(-0.2, 0.2) * 3 / h),
+        "the sign is wrong",
+    ),
+    (
+        lambda b, k, m, c, h: b * (1 + (spent(k, m) / c - 1).clamp(-0.2, 0.2) * len(k) / h),
+        "not of runs",
+    ),
+    (lambda b, k, m, c, h: b * (1 + (spent(k, m) / c - 1).clamp(-0.2, 0.2) / h), "n is missing"),
+    (
+        lambda b, k, m, c, h: b * (1 + (spent(k, m) - c).clamp(-0.2, 0.2) * 3 / h),
+        "the error is relative",
+    ),
+    (lambda b, k, m, c, h: b * math.exp(0.1), "the value is not right"),
+    (lambda b, k, m, c, h: controller_in_loops(b, k, m, c, h)[0], "the shape is not right"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("04-left-to-earn", top_and_gap_as_a_difference),
+        ("04-left-to-earn", top_and_gap_in_single_precision),
+        ("04-response-to-beta", response_by_autograd),
+        ("04-response-to-beta", response_by_finite_differences),
+        ("04-response-to-beta", response_in_numpy),
+        ("04-controller", controller_in_loops),
+        ("04-controller", controller_by_einsum),
+        ("04-controller", controller_that_writes_to_its_arguments),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer):
+    assert fault(name, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        (name, *wrong)
+        for name, table in [
+            ("04-left-to-earn", WRONG_GAPS),
+            ("04-response-to-beta", WRONG_RESPONSES),
+            ("04-controller", WRONG_CONTROLLERS),
+        ]
+        for wrong in table
+    ],
+)
+def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
+    assert message in fault(name, answer)
