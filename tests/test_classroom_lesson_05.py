@@ -1,0 +1,232 @@
+"""The checks of lesson 05 against answers as learners write them."""
+
+import pytest
+import torch
+
+from ppo_toy.classroom.exercise import find
+
+
+def fault(name, answer):
+    exercise = find(name)
+    return exercise.fault(answer, exercise.cases(seed=1))
+
+
+# Exercise 05-to-go: right answers in other styles, then wrong ones with what they are told.
+
+
+def to_go_by_flipping(reward, divergence, price, counts):
+    divergence = torch.where(counts, divergence, 0.0)
+    from_here_on = divergence.flip(1).cumsum(1).flip(1)
+    return (reward.unsqueeze(1) - price * (from_here_on - divergence)) * counts
+
+
+def to_go_by_a_triangle(rewards, kl, beta, mask):
+    later = torch.ones(kl.shape[1], kl.shape[1]).tril(-1).double()  # [t', t]
+    g = rewards[:, None].float() - beta * ((kl * mask) @ later).float()
+    return g * mask
+
+
+def to_go_in_a_loop(rewards, kl, beta, mask):
+    g = torch.zeros_like(kl)
+    later = torch.zeros_like(rewards)
+    for t in reversed(range(kl.shape[1])):
+        g[:, t] = (rewards - beta * later) * mask[:, t]
+        later = later + kl[:, t] * mask[:, t]
+    return g
+
+
+def to_go(keep_present=False, leak=False, cut=True, detach=False):
+    def answer(rewards, kl, beta, mask):
+        kl = kl if leak else kl * mask
+        kl = kl.detach() if detach else kl
+        later = kl.flip(1).cumsum(1).flip(1) - (0 if keep_present else kl)
+        g = rewards[:, None] - beta * later
+        return g * mask if cut else g
+
+    return answer
+
+
+WRONG_TO_GO = [
+    (to_go(leak=True), "padding is charged"),
+    (to_go(cut=False), "behind the mask it must be 0"),
+    (to_go(leak=True, cut=False), "the mask is not used at all"),
+    (to_go(keep_present=True), "KL of the present step is in it"),
+    (to_go(detach=True), "no gradient reaches kl"),
+    (lambda r, kl, b, m: to_go()(r, kl, b, m).detach(), "no gradient reaches rewards"),
+    (lambda r, kl, b, m: to_go()(r, kl, 1.0, m), "β is missing"),
+    (lambda r, kl, b, m: to_go()(r, kl, -b, m), "KL is added"),
+    (lambda r, kl, b, m: r[:, None] * m, "this is R alone"),
+    (
+        lambda r, kl, b, m: (r - b * (kl * m).sum(1))[:, None] * m,
+        "pays for the whole response",
+    ),
+    (lambda r, kl, b, m: (r[:, None] - b * (kl * m).cumsum(1)) * m, "runs from the front"),
+    (lambda r, kl, b, m: r - b * (kl * m).sum(1), "shape is not right"),
+    (lambda r, kl, b, m: to_go()(r, kl, b / 2, m), "the value is not right"),
+]
+
+
+# Exercise 05-gae.
+
+
+def gae_by_a_double_sum(rewards, v, counts, g, lam):
+    b, n = rewards.shape
+    rewards, v = rewards * counts, torch.cat([v * counts, torch.zeros(b, 1)], dim=1)
+    delta = rewards + g * v[:, 1:] - v[:, :-1]
+    powers = torch.tensor(
+        [[(g * lam) ** max(k - t, 0) * (k >= t) for k in range(n)] for t in range(n)]
+    )
+    return torch.einsum("bk,tk->bt", delta, powers.double()) * counts
+
+
+def gae_into_a_ready_tensor(step_rewards, values, mask, gamma, lam):
+    a = torch.zeros(step_rewards.shape)
+    for i in range(len(mask)):
+        length = int(mask[i].sum())
+        following, value_after = 0.0, 0.0
+        for t in range(length - 1, -1, -1):
+            delta = step_rewards[i, t] + gamma * value_after - values[i, t]
+            following = delta + gamma * lam * following
+            a[i, t] = following
+            value_after = values[i, t]
+    return a
+
+
+def gae_in_columns(leak=False, gamma_next=True, factor=lambda g, lam: g * lam, detach=False):
+    def answer(r, v, mask, g, lam):
+        a, last, n = torch.zeros_like(r), torch.zeros(len(r)), r.shape[1]
+        for t in reversed(range(n)):
+            after = v[:, t + 1] * (1 if leak else mask[:, t + 1]) if t + 1 < n else 0 * v[:, 0]
+            after = after.detach() if detach else after
+            delta = r[:, t] + (g if gamma_next else 1) * after - v[:, t]
+            last = (delta + factor(g, lam) * last) * mask[:, t]
+            a[:, t] = last
+        return a
+
+    return answer
+
+
+WRONG_GAE = [
+    (gae_in_columns(leak=True), "value behind the last token counts"),
+    (gae_in_columns(gamma_next=False), "γ is missing before the next value"),
+    (gae_in_columns(factor=lambda g, lam: lam), "γ is missing in the recursion"),
+    (gae_in_columns(factor=lambda g, lam: g), "λ is missing"),
+    (gae_in_columns(False, False, lambda g, lam: lam), "γ is missing in both places"),
+    (gae_in_columns(factor=lambda g, lam: 0), "later surprises are missing"),
+    (gae_in_columns(detach=True), "the next value lost its gradient"),
+    (gae_in_columns(factor=lambda g, lam: 1 - lam), "the value is not right"),
+    (lambda *a: gae_in_columns()(*a).detach(), "no gradient reaches step_rewards"),
+    (
+        lambda r, v, m, g, lam: gae_in_columns()(r, v.detach(), m, g, lam),
+        "no gradient reaches values",
+    ),
+    (
+        lambda r, v, m, g, lam: gae_in_columns()(r, 0 * v, m, g, lam),
+        "the values are missing",
+    ),
+    (
+        lambda r, v, m, g, lam: gae_in_columns(leak=True)(r, v, m | True, g, lam),
+        "the mask is not used at all",
+    ),
+    (
+        lambda r, v, m, g, lam: gae_in_columns(leak=True)(r, v, m | True, g, lam) * m,
+        "padding leaks in",
+    ),
+]
+
+
+# Exercise 05-best-tokens.
+
+
+def best_tokens_in_loops(p, q, reward, price):
+    after = torch.stack(
+        [price * (q[u] * (reward[u] / price).exp()).sum().log() for u in range(len(p))]
+    )
+    start = price * (p * (after / price).exp()).sum().log()
+    first = p * ((after - start) / price).exp()
+    return [start, first, q * ((reward - after[:, None]) / price).exp()]
+
+
+def best_tokens_in_single_precision(p_first, p_second, rewards, beta):
+    second = p_second.float().log() + rewards.float() / beta
+    joint = (p_first.float().log()[:, None] + second).flatten()
+    whole = joint.softmax(0).view_as(second)
+    return beta * joint.logsumexp(0), whole.sum(1), second.softmax(1)
+
+
+def best_tokens(
+    value, policy=lambda p, w, b: (p * (w / b).exp()) / (p * (w / b).exp()).sum(-1, True)
+):
+    def answer(p, q, r, b):
+        after = value(q, r, b)
+        return b * (p * (after / b).exp()).sum().log(), policy(p, after, b), policy(q, r, b)
+
+    return answer
+
+
+def soft(q, r, b):
+    return b * (q * (r / b).exp()).sum(-1).log()
+
+
+def tilted(q, r, b):
+    return (q.log() + r / b).softmax(-1)
+
+
+def best_tokens_with_beta_in_the_exponent(p, q, r, b):
+    after = b * (q * (b * r).exp()).sum(1).log()
+    first, second = p * (b * after).exp(), q * (b * r).exp()
+    return b * first.sum().log(), first / first.sum(), second / second.sum(1, keepdim=True)
+
+
+WRONG_BEST_TOKENS = [
+    (best_tokens(lambda q, r, b: (tilted(q, r, b) * r).sum(1)), "the KL paid in it is forgotten"),
+    (best_tokens(lambda q, r, b: (q * r).sum(1)), "the reference goes on"),
+    (best_tokens(lambda q, r, b: r.amax(1)), "the maximum is a smooth one"),
+    (best_tokens(lambda q, r, b: r.mean(1)), "the value is not right"),
+    (best_tokens(lambda q, r, b: (q * (r / b).exp()).sum(1).log()), "states after the first"),
+    (lambda p, q, r, b: best_tokens(soft)(p, q, r, 1.0), "β is missing"),
+    (best_tokens_with_beta_in_the_exponent, "β multiplies"),
+    (lambda p, q, r, b: best_tokens(soft)(p, q, r.T, b), "rows and columns are swapped"),
+    (best_tokens(soft, lambda p, w, b: p * (w / b).exp()), "do not sum to 1"),
+    (best_tokens(soft, lambda p, w, b: (w / b).softmax(-1)), "the value is not right"),
+    (lambda p, q, r, b: best_tokens(soft)(p, q, r, b)[0], "shape is not right"),
+    (lambda p, q, r, b: best_tokens(soft)(p, q, r.detach(), b), "no gradient reaches rewards"),
+    (
+        lambda p, q, r, b: best_tokens(lambda *a: soft(*a).detach())(p, q, r, b),
+        "gradient is not right",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("05-to-go", to_go_by_flipping),
+        ("05-to-go", to_go_by_a_triangle),
+        ("05-to-go", to_go_in_a_loop),
+        ("05-gae", gae_by_a_double_sum),
+        ("05-gae", gae_into_a_ready_tensor),
+        ("05-gae", gae_in_columns()),
+        ("05-best-tokens", best_tokens_in_loops),
+        ("05-best-tokens", best_tokens_in_single_precision),
+        ("05-best-tokens", best_tokens(soft)),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer):
+    assert fault(name, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        (name, *wrong)
+        for name, table in [
+            ("05-to-go", WRONG_TO_GO),
+            ("05-gae", WRONG_GAE),
+            ("05-best-tokens", WRONG_BEST_TOKENS),
+        ]
+        for wrong in table
+    ],
+)
+def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
+    assert message in fault(name, answer)
