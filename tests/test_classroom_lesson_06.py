@@ -1,0 +1,202 @@
+"""The checks of lesson 06 against answers as learners write them."""
+
+import pytest
+import torch
+
+from ppo_toy.classroom.exercise import find
+
+
+def fault(name, answer):
+    exercise = find(name)
+    return exercise.fault(answer, exercise.cases(seed=1))
+
+
+# Exercise 06-bug: right answers in other styles, then wrong ones with what they are told.
+
+
+def bug_with_products(new, old, worth, counts):
+    ratios = torch.where(counts, new.exp() / old.detach().exp(), 1.0)
+    return torch.dot(ratios.prod(dim=1), worth.detach()) / len(worth)
+
+
+def bug_in_single_precision(log_probs, old_log_probs, advantages, mask):
+    total = 0
+    for i in range(len(mask)):
+        with torch.no_grad():
+            old, a = old_log_probs[i].float(), advantages[i].float()
+        total += ((log_probs[i].float() - old) * mask[i]).sum().exp() * a
+    return total / len(mask)
+
+
+def bug(n, o, a, m, sign=1):
+    return ((sign * (n - o) * m).sum(1).exp() * a).mean()
+
+
+WRONG_BUG = [
+    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m, -1), "upside down"),
+    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m | True), "padding counts"),
+    (lambda n, o, a, m: -bug(n, o.detach(), a.detach(), m), "sign is wrong"),
+    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m) * len(a), "responses are added up"),
+    (bug, "detach both"),
+    (lambda n, o, a, m: bug(n, o, a.detach(), m), "old_log_probs are constants"),
+    (lambda n, o, a, m: bug(n, o.detach(), a, m), "advantages are constants"),
+    (lambda n, o, a, m: bug(n, o, a, m).detach(), "lost its gradient"),
+    (
+        lambda n, o, a, m: (((n - o.detach()).exp() * m).sum(1) * a.detach()).mean(),
+        "ratios are added",
+    ),
+    (
+        lambda n, o, a, m: (((n - o.detach()).exp() * a.detach()[:, None])[m]).mean(),
+        "the value is not right",
+    ),
+    (lambda n, o, a, m: bug(n, o, a, m)[None], "shape is not right"),
+]
+
+
+# Exercise 06-clip.
+
+
+def clip_in_loops(new, old, worth, counts, eps):
+    total = torch.zeros(())
+    for i in range(len(new)):
+        for t in range(new.shape[1]):
+            if counts[i, t]:
+                r, a = torch.exp(new[i, t] - old[i, t].item()), worth[i, t].item()
+                held = torch.clip(r, 1 - eps, 1 + eps)
+                total = total + min(r * a, held * a)
+    return total / len(new)
+
+
+def clip_by_signs(log_probs, old_log_probs, advantages, mask, epsilon):
+    r = (log_probs.float() - old_log_probs.float().detach()).exp()
+    a = torch.where(mask, advantages.float().detach(), 0.0)
+    held = torch.where(a > 0, r.clamp(max=1 + epsilon), r.clamp(min=1 - epsilon))
+    return torch.einsum("bt,bt->", held, a) / len(a)
+
+
+def clip(
+    pick=torch.minimum,
+    ratio=lambda n, o: torch.exp(n - o),
+    end=lambda x, m: (x * m).sum() / len(m),
+    detach=(True, True),
+):
+    def answer(n, o, a, m, e):
+        o, a = o.detach() if detach[0] else o, a.detach() if detach[1] else a
+        r = ratio(n, o)
+        return end(pick(r * a, torch.clamp(r, 1 - e, 1 + e) * a), m)
+
+    return answer
+
+
+WRONG_CLIP = [
+    (clip(torch.maximum), "maximum is taken"),
+    (clip(lambda r, c: c), "the minimum is missing"),
+    (clip(lambda r, c: r), "the clip is missing"),
+    (clip(lambda r, c: -torch.minimum(r, c)), "sign is wrong"),
+    (clip(ratio=lambda n, o: torch.exp(o - n)), "upside down"),
+    (clip(ratio=lambda n, o: n - o), "exponential is missing"),
+    (clip(ratio=lambda n, o: n / o), "the value is not right"),
+    (clip(end=lambda x, m: x.sum(1).mean()), "padding counts"),
+    (clip(end=lambda x, m: x[m].mean()), "averaged over all tokens"),
+    (clip(end=lambda x, m: (x * m).mean()), "averaged over [B, T]"),
+    (clip(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "within each response"),
+    (clip(end=lambda x, m: x[m].sum()), "responses are added up"),
+    (clip(end=lambda x, m: (x * m).sum(1)), "shape is not right"),
+    (clip(detach=(False, True)), "old_log_probs are constants"),
+    (clip(detach=(True, False)), "advantages are constants"),
+    (clip(detach=(False, False)), "detach both"),
+    (lambda *a: clip()(*a).detach(), "no gradient reaches log_probs"),
+]
+
+
+# Exercise 06-anchors.
+
+
+def anchors_in_loops(theta, theta_old, theta_ref, word, worth, price_old, price_ref):
+    total = 0
+    with torch.no_grad():
+        old, ref = theta_old.softmax(-1), theta_ref.softmax(-1)
+    for i in range(word.shape[0]):
+        for t in range(word.shape[1]):
+            p, q, f, v = theta[i, t].softmax(0), old[i, t], ref[i, t], word[i, t]
+            total = total + p[v] / q[v] * worth[i, t].item()
+            total = total - price_old * (q * (q / p).log()).sum()
+            total = total - price_ref * (p * (p / f).log()).sum()
+    return total / word.shape[0]
+
+
+def anchors_by_torch(logits, old_logits, ref_logits, tokens, advantages, beta_old, beta_ref):
+    new = torch.distributions.Categorical(logits=logits.float())
+    old = torch.distributions.Categorical(logits=old_logits.float().detach())
+    ref = torch.distributions.Categorical(logits=ref_logits.float())
+    divergence = torch.distributions.kl_divergence
+    ratio = (new.log_prob(tokens) - old.log_prob(tokens)).exp()
+    brakes = beta_old * divergence(old, new) + beta_ref * divergence(new, ref)
+    return (ratio * advantages.detach() - brakes).sum(-1).mean()
+
+
+def anchors(first="on", second="nr", detach=(True, True), mean=False, upside_down=False, signs=1):
+    def kl(p, q):
+        return (p.exp() * (p - q)).sum(-1)
+
+    def answer(x, o, f, k, a, b_old, b_ref):
+        o, a = o.detach() if detach[0] else o, a.detach() if detach[1] else a
+        log = {"n": x.log_softmax(-1), "o": o.log_softmax(-1), "r": f.log_softmax(-1)}
+        log_ratio = (log["n"] - log["o"]).gather(-1, k.unsqueeze(-1)).squeeze(-1)
+        y = (-log_ratio if upside_down else log_ratio).exp() * a
+        y = y - signs * b_old * kl(*(log[c] for c in first))
+        y = y - signs * b_ref * kl(*(log[c] for c in second))
+        return y.mean() if mean else y.sum(1).mean()
+
+    return answer
+
+
+WRONG_ANCHORS = [
+    (anchors("no"), "old policy stands first"),
+    (anchors("on", "rn"), "policy in training stands first"),
+    (anchors("no", "rn"), "both KLs are turned round"),
+    (anchors("nr", "on"), "the two prices are swapped"),
+    (anchors("rn", "on"), "the value is not right"),
+    (anchors("nn"), "KL to the old policy is missing"),
+    (anchors("on", "nn"), "KL to the reference is missing"),
+    (anchors(signs=-1), "KLs are added"),
+    (anchors(mean=True), "steps are averaged"),
+    (anchors(upside_down=True), "upside down"),
+    (anchors(detach=(False, True)), "old_logits are constants"),
+    (anchors(detach=(True, False)), "advantages are constants"),
+    (anchors(detach=(False, False)), "detach both"),
+    (lambda *a: anchors()(*a).item(), "no gradient reaches logits"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("06-bug", bug_with_products),
+        ("06-bug", bug_in_single_precision),
+        ("06-clip", clip_in_loops),
+        ("06-clip", clip_by_signs),
+        ("06-clip", clip()),
+        ("06-anchors", anchors_in_loops),
+        ("06-anchors", anchors_by_torch),
+        ("06-anchors", anchors()),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer):
+    assert fault(name, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        (name, *wrong)
+        for name, table in [
+            ("06-bug", WRONG_BUG),
+            ("06-clip", WRONG_CLIP),
+            ("06-anchors", WRONG_ANCHORS),
+        ]
+        for wrong in table
+    ],
+)
+def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
+    assert message in fault(name, answer)
