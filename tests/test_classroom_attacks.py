@@ -152,8 +152,6 @@ def test_what_crashes_costs_its_own_exercise_and_not_the_others(graded):
         ("os-exit", "the kernel died"),
         ("swallows-the-interrupt", "it ran longer than 5 seconds"),
         ("fills-the-memory", "MemoryError"),
-        # what is printed is counted here and held there: either limit may be met first
-        ("floods", ("it printed more than", "MemoryError")),
         ("hides-the-error", "it raised an error and hid it"),
         ("reads-the-expected", "RuntimeError: found []"),
         ("holds-markers", "the value is not right"),
@@ -162,8 +160,7 @@ def test_what_crashes_costs_its_own_exercise_and_not_the_others(graded):
 )
 def test_the_report_says_what_was_wrong(graded, name, said):
     if name in graded.names:
-        accepted = (said,) if isinstance(said, str) else said
-        assert any(words in graded.verdicts[name] for words in accepted)
+        assert said in graded.verdicts[name]
         assert said in graded.reports[name]
 
 
