@@ -190,7 +190,7 @@ class TinyGPT(nn.Module):
             raise ValueError("this model has no value head; GPTConfig(value_head=True) gives one")
         return self.value_head(self._states(prompts, responses)).squeeze(-1)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def next_logits(
         self, prompts: Tensor, responses: Tensor, cache: Cache | None = None
     ) -> tuple[Tensor, Cache]:
