@@ -1,4 +1,4 @@
-"""The same run in TRL, for those who outgrow one machine: our policy, world and referee, its loop.
+"""The same run in TRL, for those who outgrow one machine: our policy and world, its loop.
 
     pip install -e ".[scale]"
     python -m ppo_toy.in_trl                                    one process
@@ -44,9 +44,8 @@ def _classes() -> tuple[type, type]:
 
     class TinyGPTConfig(GPT2Config):
         model_type = MODEL_TYPE
-        auto_map: ClassVar[
-            dict
-        ] = {}  # TRL asks for it where the model is not one of transformers' own
+        # TRL asks for it where the model is not one of transformers' own.
+        auto_map: ClassVar[dict] = {}
 
     class TinyGPTForCausalLM(GPT2LMHeadModel):
         config_class = TinyGPTConfig
@@ -75,9 +74,14 @@ def to_transformers(policy: TinyGPT) -> Any:
 
     Args:
         policy: without a value head; its response tokens come first in its vocabulary.
+
+    Raises:
+        ValueError: the policy has a value head, for which GPT-2 has no place.
     """
-    config_class, model_class = _classes()
     sizes = policy.config
+    if sizes.value_head:
+        raise ValueError("value_head is True; transformers' GPT-2 has no place for one")
+    config_class, model_class = _classes()
     config = config_class(vocab_size=sizes.n_tokens_in, n_positions=sizes.context,
         n_embd=sizes.width, n_layer=sizes.layers, n_head=sizes.heads, activation_function="gelu",
         resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, tie_word_embeddings=False, bos_token_id=None,
@@ -185,7 +189,7 @@ def quiet() -> Iterator[None]:
 
 
 def main() -> None:
-    """Trains, and prints which process this is; the first one also what the referee says."""
+    """Trains, and prints which process this is; the first one also how far it came."""
     parser = argparse.ArgumentParser(prog="python -m ppo_toy.in_trl", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--beta", type=float, default=1.0)

@@ -111,9 +111,14 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     Returns:
         A scalar, in nats per pair; log 2 where the model knows nothing.
 
+    Raises:
+        ValueError: the two have different shapes, so that one would be paired with many.
+
     Source: Bradley and Terry (1952), Rank Analysis of Incomplete Block Designs; as a loss for
     reward models, Stiennon et al. (2020), section 3.4.
     """
+    if chosen.shape != rejected.shape:
+        raise ValueError(f"chosen is {list(chosen.shape)}, rejected {list(rejected.shape)}")
     return -F.logsigmoid(chosen - rejected).mean()
 
 

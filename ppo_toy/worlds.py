@@ -85,7 +85,7 @@ class TokenSequence:
 
     Raises:
         ValueError: an argument is out of its range; the message names it. Or the reward has a
-            `vocabulary`, as a reward model has, and it is another one.
+            `vocabulary` or an `end_token`, as a reward model has, and it is another one.
     """
 
     vocabulary: Sequence[str]
@@ -106,7 +106,7 @@ class TokenSequence:
                 f"prompts has shape {tuple(self.prompts.shape)} and type {self.prompts.dtype}; "
                 "it must be [n, P] of torch.long"
             )
-        _check_reads(self.reward, self.vocabulary)
+        _check_reads(self.reward, self)
 
     @classmethod
     def from_table(
@@ -170,8 +170,8 @@ class ToyReviews:
         prompts: [n, 2] rows of `reviews.PROMPTS`; all six by default.
 
     Raises:
-        ValueError: a prompt is not one of the six, the reward has another `vocabulary`, or the file
-            of ratings is damaged.
+        ValueError: a prompt is not one of the six, the reward has another `vocabulary` or
+            `end_token`, or the file of ratings is damaged.
         FileNotFoundError: the file of ratings is missing; the message says how to make it again.
     """
 
@@ -186,7 +186,7 @@ class ToyReviews:
         if self.prompts.dim() != 2 or not len(self.prompts):
             raise ValueError(f"prompts has shape {tuple(self.prompts.shape)}; it must be [n, 2]")
         reviews.noun_of(self.prompts)
-        _check_reads(self.reward, self.vocabulary)
+        _check_reads(self.reward, self)
 
 
 def prompt_weights(world: Any) -> Tensor:
@@ -221,11 +221,14 @@ def _bracket_reward(prompts: Tensor, responses: Tensor) -> Tensor:
     return pairs - (alone + waiting) / 2
 
 
-def _check_reads(reward: Any, vocabulary: Sequence[str]) -> None:
-    known = getattr(reward, "vocabulary", vocabulary)
-    for token, (theirs, ours) in enumerate(zip_longest(known, vocabulary)):
+def _check_reads(reward: Any, world: Any) -> None:
+    known = getattr(reward, "vocabulary", world.vocabulary)
+    for token, (theirs, ours) in enumerate(zip_longest(known, world.vocabulary)):
         if theirs != ours:
             raise ValueError(f"token {token} is {theirs!r} to the reward, {ours!r} in this world")
+    end = getattr(reward, "end_token", world.end_token)
+    if end != world.end_token:
+        raise ValueError(f"the reward's end token is {end}, this world's {world.end_token}")
 
 
 def _check_finite(table: Tensor) -> None:

@@ -1,4 +1,6 @@
+import dataclasses
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch.testing import assert_close
 
 from ppo_toy import in_trl, recipes, reviews
 from ppo_toy.gpt import TinyGPT
-from ppo_toy.trajectories import sample, step_log_probs
+from ppo_toy.trajectories import per_step_kl, sample, step_log_probs
 from ppo_toy.worlds import ToyReviews
 
 # The libraries warn of what other libraries will change.
@@ -54,25 +56,79 @@ def test_the_tokenizer_has_the_numbers_of_the_words():
     assert words.eos_token_id == words.pad_token_id == reviews.END
 
 
-@needs_scale
-def test_the_trainer_raises_the_reward_and_leaves_the_reference_alone():
-    # the reward is the share of one word, which a new policy says once in 17
-    great = reviews.VOCABULARY.index("great")
-    world = ToyReviews(reward=lambda prompts, y: (y == great).double().mean(dim=1))
-    reference = TinyGPT(recipes.CONFIG, generator=generator(3))
+GREAT = reviews.VOCABULARY.index("great")
+
+
+class Praise:
+    """The share of one word, which a new policy says once in 17; remembers what it was shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, prompts, responses):
+        self.shown.append((prompts, responses))
+        return (responses == GREAT).double().mean(dim=1)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """A run with next to no brake and one with next to no reward, and what they began with."""
+    pytest.importorskip("trl", reason='needs pip install -e ".[scale]"')
+    reference, praise = TinyGPT(recipes.CONFIG, generator=generator(3)), Praise()
     before = [parameter.clone() for parameter in reference.parameters()]
+    made = {"steps": 8, "batch_size": 64, "learning_rate": 1e-2}
     with in_trl.quiet():
-        policy = in_trl.train_in_trl(
-            reference, world, beta=0.01, steps=8, batch_size=64, learning_rate=1e-2
+        light, heavy = (
+            in_trl.train_in_trl(reference, ToyReviews(reward=praise), beta=beta, **made)
+            for beta in (0.01, 10.0)
         )
-    for parameter, old in zip(reference.parameters(), before, strict=True):
+    return SimpleNamespace(
+        reference=reference, before=before, praise=praise, light=light, heavy=heavy
+    )
+
+
+@needs_scale
+def test_the_trainer_raises_the_reward_and_leaves_the_reference_alone(runs):
+    for parameter, old in zip(runs.reference.parameters(), runs.before, strict=True):
         assert torch.equal(parameter, old)
     earned = [
-        world.reward(batch.prompts, batch.responses).mean().item()
-        for batch in (sample(p, world, 512, generator=generator(4)) for p in (reference, policy))
+        runs.praise(batch.prompts, batch.responses).mean().item()
+        for batch in (
+            sample(policy, ToyReviews(), 512, generator=generator(4))
+            for policy in (runs.reference, runs.light)
+        )
     ]
     # 512 responses of 4 words: a standard error is below 0.01
     assert earned[1] > earned[0] + 0.1
+
+
+@needs_scale
+def test_beta_is_the_brake(runs):
+    def kl(policy):
+        batch = sample(policy, ToyReviews(), 512, generator=generator(5))
+        return per_step_kl(policy, runs.reference, batch).sum(dim=-1).mean().item()
+
+    # Adam steps as far with either price; with the high one it goes to and fro.
+    assert kl(runs.heavy) < kl(runs.light) / 4
+
+
+@needs_scale
+def test_the_reward_sees_our_prompts_and_responses_padded_with_the_end(runs):
+    prompts, responses = (torch.cat(parts) for parts in zip(*runs.praise.shown[:16], strict=True))
+    known = (prompts.unsqueeze(1) == ToyReviews().prompts).all(dim=-1)
+    assert (known.sum(dim=1) == 1).all()
+    assert known.any(dim=0).all()
+    assert responses.shape[1] == reviews.LENGTH
+    ended = (responses == reviews.END).cumsum(dim=1) > 0
+    assert ended.any()
+    assert (responses[ended] == reviews.END).all()
+
+
+@needs_scale
+def test_a_value_head_is_refused():
+    config = dataclasses.replace(recipes.CONFIG, value_head=True)
+    with pytest.raises(ValueError, match="value_head is True"):
+        in_trl.to_transformers(TinyGPT(config, generator=generator(0)))
 
 
 def test_without_the_packages_the_script_says_which_to_install(monkeypatch):

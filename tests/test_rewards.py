@@ -100,6 +100,11 @@ def test_the_loss_is_minus_the_log_of_what_the_choices_were_likely():
     assert_close(bradley_terry_loss(chosen, rejected), torch.tensor(expected))
 
 
+def test_a_column_of_rewards_is_not_paired_with_a_row():
+    with pytest.raises(ValueError, match=r"^chosen is \[3\], rejected \[3, 1\]$"):
+        bradley_terry_loss(torch.zeros(3), torch.zeros(3, 1))
+
+
 def test_the_gradient_of_the_loss_is_how_surprising_the_choice_was():
     # d/dx of -log sigmoid(x) is -sigmoid(-x) = -1 / (1 + e^x), and each pair is half of the mean
     chosen = torch.tensor([2.0, -1.0], requires_grad=True)
@@ -678,6 +683,13 @@ def test_a_model_of_other_words_is_refused_by_the_world():
         ToyReviews(model)
     with pytest.raises(ValueError, match="token 3 is 'c' to the reward, 'd' in this world"):
         TokenSequence(["a", "b", "stop", "d"], 3, model)
+
+
+@pytest.mark.parametrize("end", [0, None])
+def test_a_model_that_ends_elsewhere_is_refused_by_the_world(end):
+    model = lively_model(0)
+    with pytest.raises(ValueError, match=f"^the reward's end token is 2, this world's {end}$"):
+        TokenSequence(WORDS, 3, model, end_token=end)
 
 
 @pytest.mark.parametrize(
