@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import sys
 from types import SimpleNamespace
 
@@ -60,7 +61,7 @@ GREAT = reviews.VOCABULARY.index("great")
 
 
 class Praise:
-    """The share of one word, which a new policy says once in 17; remembers what it was shown."""
+    """The share of one word; remembers what it was shown."""
 
     def __init__(self):
         self.shown = []
@@ -75,6 +76,8 @@ def runs():
     """A run with next to no brake and one with next to no reward, and what they began with."""
     pytest.importorskip("trl", reason='needs pip install -e ".[scale]"')
     reference, praise = TinyGPT(recipes.CONFIG, generator=generator(3)), Praise()
+    with torch.no_grad():
+        reference.head.bias[GREAT] = 2  # one first word in three; at temperature 2 one in seven
     before = [parameter.clone() for parameter in reference.parameters()]
     made = {"steps": 8, "batch_size": 64, "learning_rate": 1e-2}
     with in_trl.quiet():
@@ -92,7 +95,7 @@ def test_the_trainer_raises_the_reward_and_leaves_the_reference_alone(runs):
     for parameter, old in zip(runs.reference.parameters(), runs.before, strict=True):
         assert torch.equal(parameter, old)
     earned = [
-        runs.praise(batch.prompts, batch.responses).mean().item()
+        Praise()(batch.prompts, batch.responses).mean().item()
         for batch in (
             sample(policy, ToyReviews(), 512, generator=generator(4))
             for policy in (runs.reference, runs.light)
@@ -114,14 +117,25 @@ def test_beta_is_the_brake(runs):
 
 @needs_scale
 def test_the_reward_sees_our_prompts_and_responses_padded_with_the_end(runs):
-    prompts, responses = (torch.cat(parts) for parts in zip(*runs.praise.shown[:16], strict=True))
+    prompts, responses = (torch.cat(parts) for parts in zip(*runs.praise.shown, strict=True))
+    assert len(responses) == 2 * 8 * 64
     known = (prompts.unsqueeze(1) == ToyReviews().prompts).all(dim=-1)
     assert (known.sum(dim=1) == 1).all()
     assert known.any(dim=0).all()
     assert responses.shape[1] == reviews.LENGTH
     ended = (responses == reviews.END).cumsum(dim=1) > 0
     assert ended.any()
+    assert not ended[:, -1].all()
     assert (responses[ended] == reviews.END).all()
+
+
+@needs_scale
+def test_the_first_batch_is_drawn_from_the_reference_as_it_is(runs):
+    _, responses = runs.praise.shown[0]
+    said = (responses[:, 0] == GREAT).double().mean().item()
+    # 64 words: a standard error is 0.06
+    p_great = math.exp(2) / (16 + math.exp(2))
+    assert abs(said - p_great) < 0.1
 
 
 @needs_scale
