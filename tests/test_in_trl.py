@@ -122,6 +122,7 @@ def test_the_reward_sees_our_prompts_and_responses_padded_with_the_end(runs):
     known = (prompts.unsqueeze(1) == ToyReviews().prompts).all(dim=-1)
     assert (known.sum(dim=1) == 1).all()
     assert known.any(dim=0).all()
+    assert (known[:64].sum(dim=0) % 8 == 0).all()  # groups of eight
     assert responses.shape[1] == reviews.LENGTH
     ended = (responses == reviews.END).cumsum(dim=1) > 0
     assert ended.any()
