@@ -81,7 +81,8 @@ def clip(
     detach=(True, True),
 ):
     def answer(n, o, a, m, e):
-        o, a = o.detach() if detach[0] else o, a.detach() if detach[1] else a
+        named = zip("oar", (o, a, f), strict=True)
+        o, a, f = (constant.detach() if name in detach else constant for name, constant in named)
         r = ratio(n, o)
         return end(pick(r * a, torch.clamp(r, 1 - e, 1 + e) * a), m)
 
@@ -102,9 +103,9 @@ WRONG_CLIP = [
     (clip(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "within each response"),
     (clip(end=lambda x, m: x[m].sum()), "responses are added up"),
     (clip(end=lambda x, m: (x * m).sum(1)), "shape is not right"),
-    (clip(detach=(False, True)), "old_log_probs are constants"),
-    (clip(detach=(True, False)), "advantages are constants"),
-    (clip(detach=(False, False)), "detach both"),
+    (clip(detach="ar"), "old_log_probs are constants"),
+    (clip(detach="or"), "advantages are constants"),
+    (clip(detach="r"), "detach both"),
     (lambda *a: clip()(*a).detach(), "no gradient reaches log_probs"),
 ]
 
@@ -128,19 +129,20 @@ def anchors_in_loops(theta, theta_old, theta_ref, word, worth, price_old, price_
 def anchors_by_torch(logits, old_logits, ref_logits, tokens, advantages, beta_old, beta_ref):
     new = torch.distributions.Categorical(logits=logits.float())
     old = torch.distributions.Categorical(logits=old_logits.float().detach())
-    ref = torch.distributions.Categorical(logits=ref_logits.float())
+    ref = torch.distributions.Categorical(logits=ref_logits.detach().float())
     divergence = torch.distributions.kl_divergence
     ratio = (new.log_prob(tokens) - old.log_prob(tokens)).exp()
     brakes = beta_old * divergence(old, new) + beta_ref * divergence(new, ref)
     return (ratio * advantages.detach() - brakes).sum(-1).mean()
 
 
-def anchors(first="on", second="nr", detach=(True, True), mean=False, upside_down=False, signs=1):
+def anchors(first="on", second="nr", detach="oar", mean=False, upside_down=False, signs=1):
     def kl(p, q):
         return (p.exp() * (p - q)).sum(-1)
 
     def answer(x, o, f, k, a, b_old, b_ref):
-        o, a = o.detach() if detach[0] else o, a.detach() if detach[1] else a
+        named = zip("oar", (o, a, f), strict=True)
+        o, a, f = (constant.detach() if name in detach else constant for name, constant in named)
         log = {"n": x.log_softmax(-1), "o": o.log_softmax(-1), "r": f.log_softmax(-1)}
         log_ratio = (log["n"] - log["o"]).gather(-1, k.unsqueeze(-1)).squeeze(-1)
         y = (-log_ratio if upside_down else log_ratio).exp() * a
@@ -162,9 +164,10 @@ WRONG_ANCHORS = [
     (anchors(signs=-1), "KLs are added"),
     (anchors(mean=True), "steps are averaged"),
     (anchors(upside_down=True), "upside down"),
-    (anchors(detach=(False, True)), "old_logits are constants"),
-    (anchors(detach=(True, False)), "advantages are constants"),
-    (anchors(detach=(False, False)), "detach both"),
+    (anchors(detach="ar"), "old_logits are constants"),
+    (anchors(detach="or"), "advantages are constants"),
+    (anchors(detach="oa"), "ref_logits are constants"),
+    (anchors(detach="r"), "detach both"),
     (lambda *a: anchors()(*a).item(), "no gradient reaches logits"),
 ]
 

@@ -192,11 +192,12 @@ def _two(
     ratio=lambda x, o, k: (_drawn(x, k) - _drawn(o, k)).exp(),
     total=lambda y: y.sum(1).mean(),
     prices=lambda b_old, b_ref: (b_old, b_ref),
-    fix=(True, True),
+    fix=(True, True, True),
 ):
     def answer(x, o, f, tokens, advantages, beta_old, beta_ref):
-        o, f = o.detach() if fix[0] else o, f.detach()
-        gain = ratio(x, o, tokens) * (advantages.detach() if fix[1] else advantages)
+        constants = zip((o, advantages, f), fix, strict=True)
+        o, advantages, f = (c.detach() if fixed else c for c, fixed in constants)
+        gain = ratio(x, o, tokens) * advantages
         b_old, b_ref = prices(beta_old, beta_ref)
         return total(gain - b_old * kl_old(x, o, f) - b_ref * kl_ref(x, o, f))
 
@@ -207,7 +208,7 @@ ANCHORS = Exercise(
     name="06-anchors",
     draw=_anchors,
     route=_anchored,
-    differentiate=("logits", "old_logits", "advantages"),
+    differentiate=("logits", "old_logits", "ref_logits", "advantages"),
     own=("kl_penalty_surrogate", "kl_divergence", "kl_of_log_probs", "masked_kl"),
     mistakes={
         "the old policy stands first in the first KL": _two(lambda x, o, f: kl_divergence(x, o)),
@@ -238,9 +239,10 @@ ANCHORS = Exercise(
         "the KL to the old policy lost its gradient": _two(
             lambda x, o, f: kl_divergence(o, x).detach()
         ),
-        "old_logits are constants: detach them": _two(fix=(False, True)),
-        "the advantages are constants: detach them": _two(fix=(True, False)),
-        "old_logits and advantages are constants: detach both": _two(fix=(False, False)),
+        "old_logits are constants: detach them": _two(fix=(False, True, True)),
+        "the advantages are constants: detach them": _two(fix=(True, False, True)),
+        "ref_logits are constants: detach them": _two(fix=(True, True, False)),
+        "old_logits and advantages are constants: detach both": _two(fix=(False, False, True)),
     },
 )
 
