@@ -1,0 +1,343 @@
+"""Lesson 09, RLHF: rolling out, the surrogate of form (B), two rulers, several updates a batch."""
+
+import torch
+from torch import Generator, Tensor
+
+from ppo_toy.classroom.exercise import Exercise
+
+
+def _uniform(low: float, high: float, generator: Generator) -> float:
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def _normal(*shape: int, generator: Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _same(x: Tensor, *_: Tensor) -> Tensor:
+    return x
+
+
+# Rolling out.
+
+
+def _tables(generator: Generator) -> dict:
+    """Four responses of up to four tokens; one at least ends early, and one does not end."""
+    while True:
+        first, after = _normal(4, generator=generator), _normal(4, 4, generator=generator)
+        u = torch.rand(4, 4, generator=generator, dtype=torch.float64)
+        end = int(torch.randint(1, 4, (), generator=generator))
+        lengths = _rolled(first, after, u, end)[1].sum(dim=1)
+        if lengths.min() < 3 and lengths.max() == 4:
+            return {"first": first, "after": after, "u": u, "end": end}
+
+
+def _rolled(first: Tensor, after: Tensor, u: Tensor, end: int) -> tuple:
+    """Response by response, in plain numbers; the log-probabilities from odds."""
+    tokens, mask = torch.full(u.shape, end), torch.zeros(u.shape, dtype=torch.bool)
+    log_probs = torch.zeros_like(u)
+    for i in range(len(u)):
+        odds = first.exp()
+        for t in range(u.shape[1]):
+            left, token = u[i, t] * odds.sum(), 0
+            while token < len(odds) - 1 and left >= odds[token]:
+                left, token = left - odds[token], token + 1
+            tokens[i, t], mask[i, t] = token, True
+            log_probs[i, t] = odds[token].log() - odds.sum().log()
+            if token == end:
+                break
+            odds = after[token].exp()
+    return tokens, mask, log_probs
+
+
+def _count(p: Tensor, u: Tensor) -> Tensor:
+    return (p.cumsum(-1)[:, :-1] <= u[:, None]).sum(-1)
+
+
+def _log(x: Tensor) -> Tensor:
+    return x.log_softmax(-1)
+
+
+def _roll(pick=_count, row="after", log=_log, short=False, stop=True, pad=True, cut=True):
+    """A roll-out with something else in the place of some of it."""
+
+    def answer(first, after, u, end):
+        logits, going = first.expand(len(u), -1), torch.ones(len(u), dtype=torch.bool)
+        columns = []
+        for t in range(u.shape[1]):
+            token = pick(logits.softmax(-1), u[:, t])
+            token = token.where(going, end) if pad else token
+            counts = going & (token != end) if short else going
+            log_p = log(logits).gather(-1, token[:, None])[:, 0]
+            columns.append((token, counts, log_p.masked_fill(~counts, 0) if cut else log_p))
+            going = going & ((token != end) | (not stop))
+            logits = {"after": after, "column": after.T, "first": first.expand(4, 4)}[row][token]
+        return tuple(torch.stack(x, dim=1) for x in zip(*columns, strict=True))
+
+    return answer
+
+
+ROLL_OUT = Exercise(
+    name="09-roll-out",
+    draw=_tables,
+    route=_rolled,
+    differentiate=("first", "after"),
+    own=("sample", "draw"),
+    mistakes={
+        "it goes on after the end token: nothing counts behind it": _roll(stop=False),
+        "the end token counts too: the mask is True up to and including it": _roll(short=True),
+        "behind the end the log-probabilities must be 0": _roll(cut=False),
+        "behind the end the tokens must be `end`": _roll(pad=False),
+        "behind the end only the mask is right": _roll(pad=False, cut=False),
+        "each token is drawn like a first one; what follows v is in row v": _roll(row="first"),
+        "the table is read by columns: row v holds what follows v": _roll(row="column"),
+        "the likeliest token is taken; draw it with u": _roll(lambda p, u: p.argmax(-1)),
+        "it counts the sums above u, not those up to u": _roll(lambda p, u: 3 - _count(p, u)),
+        "only the first u of each row is used: every token has its own": (
+            lambda f, a, u, end: _roll()(f, a, u[:, :1].expand_as(u), end)
+        ),
+        "these are logits; normalise them to log-probabilities": _roll(log=_same),
+        "these are probabilities; take logarithms": _roll(log=lambda x: x.softmax(-1)),
+        "the log-probabilities lost their gradient": _roll(log=lambda x: _log(x).detach()),
+    },
+)
+
+
+# The surrogate of form (B).
+
+
+def _batch(generator: Generator) -> dict:
+    lengths = torch.tensor([4, 3, 2])[torch.randperm(3, generator=generator)]
+    mask = torch.arange(4) < lengths[:, None]
+    ref = -0.5 - torch.rand(3, 4, generator=generator, dtype=torch.float64)
+    new = ref + 0.5 * _normal(3, 4, generator=generator)
+    padded = {"log_probs": new.masked_fill(~mask, 99), "ref_log_probs": ref.masked_fill(~mask, 9)}
+    rewards, beta = _normal(3, generator=generator), _uniform(0.3, 0.8, generator)
+    return padded | {"rewards": rewards, "mask": mask, "beta": beta}
+
+
+def _by_pairs(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:
+    """A_i is the sum of f_i - f_j over j, divided by B - 1."""
+    rows = list(zip(log_probs, ref_log_probs.detach(), rewards.tolist(), mask, strict=True))
+    f = [r - beta * (n.detach().exp() / q.exp())[m].prod().log().item() for n, q, r, m in rows]
+    total = 0
+    for f_i, (n, _, _, m) in zip(f, rows, strict=True):
+        total = total + sum(f_i - f_j for f_j in f) * n[m].sum()
+    return total / (len(f) - 1) / len(f)
+
+
+def _hide(x: Tensor, mask: Tensor) -> Tensor:
+    return x.masked_fill(~mask, 0)
+
+
+def _loo(f: Tensor, f_of_others: Tensor) -> Tensor:
+    return f - (f_of_others.sum() - f_of_others) / (len(f) - 1)
+
+
+def _going(n, q, r, m, b):
+    """The baseline of the package: the mean of those that are still going at the same step."""
+    f = (r - b * _hide(n - q, m).sum(1))[:, None] * m
+    others = (f.sum(0) - f) / (m.sum(0) - 1).clamp(min=1)
+    return (_hide(f - others, m).detach() * _hide(n, m)).sum(1).mean()
+
+
+def _form_b(
+    a=lambda f, r: _loo(f, f), fix=Tensor.detach, k=lambda x, m: x.sum(1), hide=_hide, last=_hide,
+    end=lambda x, m: x.mean(), use=_same, price=_same,
+):  # fmt: skip
+    """The surrogate with something else in the place of some of it."""
+
+    def answer(n, q, r, m, b):
+        advantage = a(r - price(b) * k(hide(n - q, m), m), r)
+        return end(fix(advantage) * use(last(n, m).sum(1)), m)
+
+    return answer
+
+
+_FAULTS = {  # of the value
+    "the mean of the others is not subtracted": dict(a=_same),
+    "the response itself is in the mean; only the others are": dict(a=lambda f, r: f - f.mean()),
+    "the others' mean reward is subtracted; take their net worth": dict(a=_loo),
+    "the others are added up; divide by B - 1": dict(a=lambda f, r: 2 * f - f.sum()),
+    "padding counts in the log-ratio": dict(hide=_same),
+    "padding counts in the last sum": dict(last=_same),
+    "the mask is not used at all": dict(hide=_same, last=_same),
+    "the penalty is missing": dict(price=lambda b: 0),
+    "β is missing": dict(price=lambda b: 1),
+    "the log-ratio is added; subtract policy less reference": dict(price=lambda b: -b),
+    "the log-ratios are averaged; add them up": dict(k=lambda x, m: x.sum(1) / m.sum(1)),
+    "it is not divided by B": dict(end=lambda x, m: x.sum()),
+    "this is a mean over tokens; divide by B": dict(end=lambda x, m: x.sum() / m.sum()),
+    "the sign is wrong: it is to be maximised": dict(end=lambda x, m: -x.mean()),
+    "A multiplies a probability, not its logarithm": dict(use=torch.exp),
+}
+
+SURROGATE = Exercise(
+    name="09-surrogate",
+    draw=_batch,
+    route=_by_pairs,
+    differentiate=("log_probs", "ref_log_probs", "rewards"),
+    own=("policy_gradient_surrogate", "leave_one_out", "train"),
+    mistakes={
+        "the advantages are constants: detach them": _form_b(fix=_same),
+        "right on average, but the others that have ended count in the mean too": _going,
+    }
+    | {text: _form_b(**parts) for text, parts in _FAULTS.items()}
+    | {f"{text}; and detach A": _form_b(**parts, fix=_same) for text, parts in _FAULTS.items()},
+)
+
+
+# Two rulers.
+
+
+def _listed(generator: Generator) -> dict:
+    """A policy on the way from the reference to the best one, with some noise."""
+    log_ref = _normal(3, 4, generator=generator).log_softmax(-1)
+    rewards, beta = _normal(3, 4, generator=generator), _uniform(0.4, 0.8, generator)
+    noise = 0.3 * _normal(3, 4, generator=generator)
+    log_pi = (log_ref + _uniform(0.4, 0.8, generator) * rewards / beta + noise).log_softmax(-1)
+    return {"log_pi": log_pi, "log_ref": log_ref, "rewards": rewards, "beta": beta}
+
+
+def _by_the_best(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, beta: float) -> tuple:
+    """From the best policy itself: both gaps are β times a KL to it."""
+    mass = log_ref.exp() * (rewards / beta).exp()
+    log_best = (mass / mass.sum(dim=1, keepdim=True)).log()
+    left, whole = (_kl(x, log_best).mean() for x in (log_pi, log_ref))
+    return 1 - left / whole, left
+
+
+def _log_z(q: Tensor, r: Tensor, b: float) -> Tensor:
+    return (q + r / b).logsumexp(1)
+
+
+def _rule(
+    best=lambda q, r, b: b * _log_z(q, r, b), kl=_kl, price=_same, over=Tensor.mean,
+    share=lambda j, ref, top: (j - ref) / (top - ref), gap=lambda x, b: x / b,
+):  # fmt: skip
+    """Both rulers with something else in the place of some of them."""
+
+    def answer(x, q, r, b):
+        reward, ref, top = (x.exp() * r).sum(1), (q.exp() * r).sum(1), over(best(q, r, b))
+        j, ref = over(reward - price(b) * kl(x, q)), over(ref)
+        return share(j, ref, top).mean(), gap(top - j, b).mean()
+
+    return answer
+
+
+TWO_RULERS = Exercise(
+    name="09-two-rulers",
+    draw=_listed,
+    route=_by_the_best,
+    own=("optimum", "evaluate", "best_by_hand"),
+    mistakes={
+        "the gap is in reward; divide it by β": _rule(gap=_same),
+        "this is a mean of shares; average J over the prompts first": _rule(over=_same),
+        "the prompts are added up; their mean is wanted": _rule(over=Tensor.sum),
+        "each prompt has a 𝒵 of its own: the logarithms come before the mean": _rule(
+            lambda q, r, b: b * _log_z(q, r, b).exp().mean().log()
+        ),
+        "J of the reference is missing": _rule(share=lambda j, ref, top: j / top),
+        "this is what is missing; the share is what was earned": _rule(
+            share=lambda j, ref, top: (top - j) / (top - ref)
+        ),
+        "the KL is missing in J of the policy": _rule(price=lambda b: 0),
+        "β is missing in J of the policy": _rule(price=lambda b: 1),
+        "the KL in J is added; it has to be subtracted": _rule(price=lambda b: -b),
+        "the KL in J is turned round: π stands first": _rule(kl=lambda p, q: _kl(q, p)),
+        "β is missing before log 𝒵": _rule(_log_z),
+        "β multiplies in the exponent of 𝒵": _rule(lambda q, r, b: b * _log_z(q, r, 1 / b)),
+        "J* is not the largest reward: π* pays for its KL, too": _rule(lambda q, r, b: r.amax(1)),
+        "J* is not the mean reward of π*: its KL has a price": _rule(
+            lambda q, r, b: ((q + r / b).softmax(1) * r).sum(1)
+        ),
+        "the two are swapped: the share is the first": lambda *a: _rule()(*a)[::-1],
+    },
+)
+
+
+# Several updates from one batch.
+
+
+def _stale(generator: Generator) -> dict:
+    """A batch in which the clip acts, and not on every word."""
+    while True:
+        case = dict(
+            zip(("logits", "ref_logits"), _normal(2, 4, generator=generator) / 2, strict=True)
+        )
+        case |= {"words": torch.randint(4, (6,), generator=generator)}
+        case |= {"advantages": _normal(6, generator=generator)}
+        case |= {"beta": _uniform(0.3, 0.6, generator), "epsilon": _uniform(0.1, 0.2, generator)}
+        case |= {"step_size": 0.8}
+        if _climbed(*case.values())[1] < 0.8 * _climbed(*(case | {"epsilon": 9}).values())[1]:
+            return case
+
+
+def _climbed(logits, ref_logits, words, advantages, beta, epsilon, step_size) -> tuple:
+    """With the gradient on paper, word by word."""
+    theta, q = logits.detach(), ref_logits.detach().softmax(-1)
+    old = theta.softmax(-1)
+    for _ in range(3):
+        p = theta.softmax(-1)
+        gradient = -beta * p * ((p / q).log() - (p * (p / q).log()).sum())
+        for word, a in zip(words.tolist(), advantages.tolist(), strict=True):
+            ratio = (p[word] / old[word]).item()
+            if not (a > 0 and ratio > 1 + epsilon) and not (a < 0 and ratio < 1 - epsilon):
+                score = torch.eye(len(p), dtype=p.dtype)[word] - p
+                gradient = gradient + ratio * a * score / len(words)
+        theta = theta + step_size * gradient
+    return theta, (old * (old / theta.softmax(-1)).log()).sum()
+
+
+def _gain(x: Tensor, a: Tensor, e: float) -> Tensor:
+    return torch.minimum(x.exp() * a, x.exp().clamp(1 - e, 1 + e) * a).mean()
+
+
+def _climb(old="drew", brake="now ref", moved="drew new", scale=1, rounds=3, gain=_gain, here=True):
+    """The updates with other policies in the ratio and in the two KLs, and other changes."""
+
+    def answer(x, q, words, a, b, e, step):
+        theta, told = x.detach(), {"drew": _log(x.detach()), "ref": _log(q.detach())}
+        for _ in range(rounds):
+            at = (theta if here else x).detach().clone().requires_grad_()
+            told |= {"now": _log(at), "last": _log(at.detach())}
+            worth = gain((told["now"] - told[old])[words], a, e)
+            worth = scale * worth - b * _kl(*(told[who] for who in brake.split()))
+            theta = theta + step * torch.autograd.grad(worth, at)[0]
+        told["new"] = _log(theta)
+        return theta, _kl(*(told[who] for who in moved.split()))
+
+    return answer
+
+
+UPDATES = Exercise(
+    name="09-updates",
+    draw=_stale,
+    route=_climbed,
+    own=("train", "train_on"),
+    mistakes={
+        "the bug is still there: π_old is taken anew for every update": _climb(
+            "last", moved="last new"
+        ),
+        "the KL is mended; in the ratio π_old is still taken anew for every update": _climb("last"),
+        "θ is right; the KL is that of the last update alone": _climb(moved="last new"),
+        "θ is right; the KL is turned round: π_old stands first": _climb(moved="new drew"),
+        "θ is right; the KL is that to the reference": _climb(moved="new ref"),
+        "the reference stands in the ratio; π_old should": _climb("ref"),
+        "each gradient is taken at the first logits; take it where θ is now": _climb(here=False),
+        "the KL to the reference is missing": _climb(brake="ref ref"),
+        "the brake is the KL to π_old; that to the reference is wanted": _climb(brake="drew now"),
+        "the brake's KL is turned round: π_θ stands first": _climb(brake="ref now"),
+        "the clip is gone": _climb(gain=lambda x, a, e: _gain(x, a, torch.inf)),
+        "the ratio is upside down": _climb(gain=lambda x, a, e: _gain(-x, a, e)),
+        "the words are added up; their mean is wanted": _climb(scale=6),
+        "only one update is made; three are wanted": _climb(rounds=1),
+        "it goes downhill": lambda *a: _climb()(*a[:-1], -a[-1]),
+    },
+)
+
+EXERCISES = [ROLL_OUT, SURROGATE, TWO_RULERS, UPDATES]

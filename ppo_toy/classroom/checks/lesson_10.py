@@ -1,0 +1,289 @@
+"""Lesson 10, over-optimization: best-of-n, one pot of draws, the next nat, an early stop."""
+
+import itertools
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from ppo_toy.classroom.exercise import Exercise
+
+
+def _uniform(low: float, high: float, *shape: int, generator: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def _normal(*shape: int, generator: Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p / q).log()).sum()
+
+
+# The law of best-of-n.
+
+
+def _tied(generator: Generator) -> dict:
+    levels = torch.tensor([0, 0, 1, 2, 2])[torch.randperm(5, generator=generator)]
+    proxy = _normal(3, generator=generator)[levels]
+    n = torch.randint(2, 5, (), generator=generator).item()
+    return {"p_ref": _normal(5, generator=generator).softmax(-1), "proxy": proxy, "n": n}
+
+
+def _all_draws(p_ref: Tensor, proxy: Tensor, n: int) -> tuple:
+    """Every sequence of n draws; of those that the proxy likes best, the first is kept."""
+    odds, likes, law = p_ref.tolist(), proxy.tolist(), [0.0] * len(p_ref)
+    for drawn in itertools.product(range(len(odds)), repeat=n):
+        law[max(drawn, key=lambda y: likes[y])] += math.prod(odds[y] for y in drawn)
+    nats = sum(p * math.log(p / q) for p, q in zip(law, odds, strict=True))
+    return torch.tensor(law, dtype=torch.float64), nats
+
+
+def _up_to(p: Tensor, proxy: Tensor) -> tuple[Tensor, Tensor]:
+    """F, and the same for less."""
+    return tuple((t * p).sum(1) for t in (proxy <= proxy[:, None], proxy < proxy[:, None]))
+
+
+def _in_list(p: Tensor, proxy: Tensor) -> tuple[Tensor, Tensor]:
+    order = proxy.argsort(stable=True)
+    f = torch.zeros_like(p).index_put((order,), p[order].cumsum(0))
+    return f, f - p
+
+
+def _alike(p: Tensor, f: Tensor, g: Tensor) -> Tensor:
+    return 1 / ((f[:, None] - f).abs() < 1e-9).sum(1)
+
+
+def _best(
+    mass=lambda f, g, n: f**n - g**n,
+    share=lambda p, f, g: p / (f - g),
+    kl=_kl,
+    up_to=_up_to,
+    draws=lambda n: n,
+):
+    """An answer with other parts; f is F, and g is the same for less."""
+
+    def answer(p_ref, proxy, n):
+        f, g = up_to(p_ref, proxy)
+        law = share(p_ref, f, g) * mass(f, g, draws(n))
+        return law, kl(law, p_ref)
+
+    return answer
+
+
+LAW = Exercise(
+    name="10-law",
+    draw=_tied,
+    route=_all_draws,
+    mistakes={
+        "ties are not shared: each gets what all have together": _best(share=lambda p, f, g: 1),
+        "ties share alike; they share as the reference would": _best(share=_alike),
+        "a tie counts as less if it is listed earlier": _best(up_to=_in_list),
+        "F⁻ is missing: F to the power n is for at most": _best(lambda f, g, n: f**n),
+        "this is the worst of n": _best(lambda f, g, n: (1 - g) ** n - (1 - f) ** n),
+        "this is the best of n − 1": _best(draws=lambda n: n - 1),
+        "F adds up probabilities, it does not count responses": _best(
+            up_to=lambda p, proxy: _up_to(torch.ones_like(p) / len(p), proxy)
+        ),
+        "the KL is the formula, which is only a bound": lambda p, r, n: (
+            (_best()(p, r, n)[0], math.log(n) - (n - 1) / n)
+        ),
+        "the KL's arguments are swapped: the law stands first": _best(kl=lambda p, q: _kl(q, p)),
+        "the KL lacks the reference: this is minus the entropy": _best(kl=lambda p, q: _kl(p, 1)),
+        "the two are in the wrong order: the law first": lambda p, r, n: _best()(p, r, n)[::-1],
+    },
+)
+
+
+# One pot of draws.
+
+
+def _pot(generator: Generator) -> dict:
+    return dict(zip(("proxy", "gold"), _normal(2, 6, generator=generator), strict=True))
+
+
+def _all_sets(proxy: Tensor, gold: Tensor) -> Tensor:
+    """The mean over all sets of n draws, set by set."""
+    n_draws, means = len(gold), []
+    for n in range(1, n_draws + 1):
+        sets = list(itertools.combinations(range(n_draws), n))
+        means.append(sum(gold[max(s, key=lambda i: proxy[i])] for s in sets) / len(sets))
+    return torch.stack(means)
+
+
+def _pool(ranked=lambda r, g: g[r.argsort()], sets=lambda i, n: math.comb(i - 1, n - 1), per=None):
+    """From the number of sets in which rank i is the best, divided by the number of all."""
+
+    def answer(proxy, gold):
+        ranks = range(1, len(gold) + 1)
+        table = [[sets(i, n) / (per or math.comb(len(gold), n)) for i in ranks] for n in ranks]
+        return torch.tensor(table, dtype=gold.dtype) @ ranked(proxy, gold)
+
+    return answer
+
+
+def _put_back(proxy: Tensor, gold: Tensor) -> Tensor:
+    n, at_most = torch.arange(1, 7)[:, None], torch.arange(7).to(gold) / 6
+    return (at_most**n).diff(dim=1) @ gold[proxy.argsort()]
+
+
+POT = Exercise(
+    name="10-pot",
+    draw=_pot,
+    route=_all_sets,
+    mistakes={
+        "the draws are put back; the formula takes sets without": _put_back,
+        "this is the worst of each set: rank 1 is the lowest proxy": _pool(
+            lambda r, g: g[(-r).argsort()]
+        ),
+        "it is sorted by gold; the proxy selects": _pool(lambda r, g: g.sort().values),
+        "this is the proxy of the best; return its gold": _pool(lambda r, g: r.sort().values),
+        "the draws are not sorted": _pool(lambda r, g: g),
+        "argsort gives no ranks: index gold with it": _pool(lambda r, g: g[r.argsort().argsort()]),
+        "the other n − 1 come from the i − 1 below": _pool(sets=math.comb),
+        "it is not divided by the number of sets": _pool(per=1),
+        "only the first n draws are used; use all sets": lambda r, g: torch.stack(
+            [g[r[:n].argmax()] for n in range(1, len(g) + 1)]
+        ),
+    },
+)
+
+
+# The next nat.
+
+
+def _three_vectors(generator: Generator) -> dict:
+    proxy, noise = _normal(2, 5, generator=generator)
+    beta = _uniform(0.5, 0.9, generator=generator).item()
+    p_ref = _normal(5, generator=generator).softmax(-1)
+    return {"p_ref": p_ref, "proxy": proxy, "gold": 0.5 * proxy + noise, "beta": beta}
+
+
+def _by_derivatives(p_ref: Tensor, proxy: Tensor, gold: Tensor, beta: float) -> tuple:
+    """Both move with the price; autograd says how fast."""
+    price = torch.tensor(beta, dtype=torch.float64, requires_grad=True)
+    mass = p_ref * torch.exp(proxy / price)
+    p = mass / mass.sum()
+    kl, mean = _kl(p, p_ref), p @ gold
+    spent, earned = (torch.autograd.grad(x, price, retain_graph=True)[0] for x in (kl, mean))
+    return kl.detach(), mean.detach(), earned / spent
+
+
+def _cov(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return p @ (x * y) - (p @ x) * (p @ y)
+
+
+def _next(
+    tilt=lambda f, r, g, b: f * (r / b).exp(),
+    per=lambda c, r, g: c / r,
+    under=lambda p, f: p,
+    price=lambda b: b,
+    kl=_kl,
+    cov=_cov,
+):
+    """An answer with other parts; `per` is given the covariance and both variances."""
+
+    def answer(p_ref, proxy, gold, beta):
+        mass = tilt(p_ref, proxy, gold, beta)
+        p = mass / mass.sum()
+        w, pairs = under(p, p_ref), ((gold, proxy), (proxy, proxy), (gold, gold))
+        return kl(p, p_ref), p @ gold, price(beta) * per(*(cov(w, x, y) for x, y in pairs))
+
+    return answer
+
+
+NEXT_NAT = Exercise(
+    name="10-next-nat",
+    draw=_three_vectors,
+    route=_by_derivatives,
+    own=("optimum", "frontier"),
+    mistakes={
+        "the policy: β divides in the exponent": _next(lambda f, r, g, b: f * (r * b).exp()),
+        "the policy: the reference is missing": _next(lambda f, r, g, b: (r / b).exp()),
+        "the policy: the proxy tilts it, not gold": _next(lambda f, r, g, b: f * (g / b).exp()),
+        "the policy: β is missing": _next(lambda f, r, g, b: f * r.exp()),
+        "the KL's arguments are swapped: the policy stands first": _next(kl=lambda p, q: _kl(q, p)),
+        "per nat: β is missing": _next(price=lambda b: 1),
+        "per nat: β multiplies the fraction": _next(price=lambda b: 1 / b),
+        "per nat: this is under the reference; the policy has moved": _next(under=lambda p, f: f),
+        "per nat: the policy weighs the responses": _next(under=lambda p, f: 0 * p + 1 / len(p)),
+        "per nat: the variance is that of the proxy": _next(per=lambda c, r, g: c / g),
+        "per nat: this is a correlation; divide by Var(R)": _next(
+            per=lambda c, r, g: c / (r * g).sqrt()
+        ),
+        "per nat: divide by the variance, not its root": _next(per=lambda c, r, g: c / r.sqrt()),
+        "per nat: the variance is missing": _next(per=lambda c, r, g: c),
+        "per nat: subtract the means": _next(cov=lambda p, x, y: p @ (x * y)),
+    },
+)
+
+
+# An early stop.
+
+
+def _runs(generator: Generator) -> dict:
+    """One run that only rises, one that swings back and one that never gets there."""
+    budget = _uniform(0.8, 1.4, generator=generator).item()
+    kl = _uniform(0.3, 0.8, 3, 5, generator=generator) * budget
+    kl[:, 0] = 0
+    kl[0] = (2 * kl[0]).cumsum(0)
+    kl[1] += budget * torch.tensor([0.0, 0, 0.8, 0, 0.9])
+    kl = kl[torch.randperm(3, generator=generator)]
+    return {"kl": kl, "gold": _normal(3, 5, generator=generator), "budget": budget}
+
+
+def _walk(kl: Tensor, gold: Tensor, budget: float) -> Tensor:
+    """Step by step, until the budget is spent."""
+    ends = []
+    for nats, points in zip(kl.tolist(), gold.tolist(), strict=True):
+        end = (len(nats) - 1, points[-1])
+        for t in reversed(range(len(nats) - 1)):  # the earliest crossing overwrites later ones
+            if nats[t] < budget <= nats[t + 1]:
+                after, before = budget - nats[t], nats[t + 1] - budget
+                mixed = (before * points[t] + after * points[t + 1]) / (before + after)
+                end = (t + after / (before + after), mixed)
+        ends.append(end)
+    return torch.tensor(ends, dtype=torch.float64).T
+
+
+def _stop(
+    find=lambda over: int(over.nonzero()[0]),
+    share=lambda before, after, b: (b - before) / (after - before),
+    step=lambda i, s: i - 1 + s,
+    never=lambda g: (len(g) - 1, g[-1]),
+):
+    def answer(kl, gold, budget):
+        ends = []
+        for nats, g in zip(kl, gold, strict=True):
+            if nats.max() < budget:
+                ends.append(never(g))
+                continue
+            i = find(nats >= budget)
+            s = share(nats[i - 1], nats[i], budget)
+            ends.append((step(i, s), g[i - 1] + s * (g[i] - g[i - 1])))
+        return torch.tensor([[float(x) for x in end] for end in ends], dtype=kl.dtype).T
+
+    return answer
+
+
+STOP = Exercise(
+    name="10-stop",
+    draw=_runs,
+    route=_walk,
+    mistakes={
+        "as the buggy one: it counts all notes under the budget": _stop(lambda x: int((~x).sum())),
+        "it stops at the last time; stop at the first": _stop(
+            lambda x: int((~x).nonzero()[-1]) + 1
+        ),
+        "it stops at the note after; interpolate": _stop(share=lambda x, y, b: 1),
+        "it stops at the note before; interpolate": _stop(share=lambda x, y, b: 0),
+        "the share is turned round": _stop(share=lambda x, y, b: (y - b) / (y - x)),
+        "the step is too large by 1": _stop(step=lambda i, s: i + s),
+        "the step lacks the share": _stop(step=lambda i, s: i - 1),
+        "under budget to the end: take the last note": _stop(never=lambda g: (0, g[0])),
+        "the rows are swapped: the steps first": lambda kl, g, b: _stop()(kl, g, b).flip(0),
+    },
+)
+
+EXERCISES = [LAW, POT, NEXT_NAT, STOP]

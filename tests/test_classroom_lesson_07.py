@@ -1,0 +1,207 @@
+"""The checks of lesson 07 against answers as learners write them."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ppo_toy.classroom.exercise import find
+
+
+def fault(name, answer):
+    exercise = find(name)
+    return exercise.fault(answer, exercise.cases(seed=1))
+
+
+# Exercise 07-attention: right answers in other styles, then wrong ones with what they are told.
+
+
+def attend_in_loops(q, k, v, counts):
+    gathered = torch.zeros_like(v)
+    for b in range(len(q)):
+        for i in range(q.shape[1]):
+            if counts[b, i]:
+                first = int(counts[b].long().argmax())
+                near = torch.stack([q[b, i].dot(k[b, j]) for j in range(first, i + 1)])
+                w = torch.softmax(near / math.sqrt(q.shape[2]), 0)
+                gathered[b, i] = (w[:, None] * v[b, first : i + 1]).sum(0)
+    return gathered
+
+
+def attend_with_a_large_number(queries, keys, values, mask):
+    q, k, v = queries.float(), keys.float(), values.float()
+    v = torch.where(mask[:, :, None], v, 0.0)
+    scores = torch.einsum("bid,bjd->bij", q, k) * q.size(2) ** -0.5
+    scores += torch.full_like(scores[0], -1e9).triu(1)
+    scores += (~mask)[:, None, :] * -1e9
+    return torch.einsum("bij,bje->bie", scores.softmax(2), v) * mask[:, :, None]
+
+
+def attend_by_torch(query, key, value, mask):
+    may = (torch.ones(4, 4).tril() * mask[:, None]).bool() | torch.eye(4).bool()
+    return F.scaled_dot_product_attention(query, key, value, may) * mask[:, :, None]
+
+
+def attend(scale=3**0.5, future=False, padding=False, cut=True, diagonal=True, shape=lambda s: s):
+    def answer(query, key, value, mask):
+        scores = shape(query @ key.transpose(1, 2) / scale)
+        hidden = torch.zeros(len(mask), 4, 4, dtype=torch.bool)
+        if not future:
+            hidden |= torch.triu(torch.ones(4, 4), diagonal=1).bool()
+        if not padding:
+            hidden |= ~mask.unsqueeze(1)
+        if diagonal:
+            hidden &= ~torch.eye(4).bool()
+        o = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value
+        return torch.where(mask.unsqueeze(-1), o, 0.0) if cut else o
+
+    return answer
+
+
+WRONG_ATTENTION = [
+    (attend(1), "√D is missing"),
+    (attend(3), "it should be √D"),
+    (attend(2**0.5), "the value's width"),
+    (attend(future=True), "the future is read"),
+    (attend(padding=True), "padding is read"),
+    (attend(future=True, padding=True), "both masks are missing"),
+    (attend(cut=False), "is not 0"),
+    (attend(diagonal=False), "the gradient is nan"),
+    (attend(diagonal=False, cut=False), "rows of padding are nan"),
+    (attend(shape=lambda s: s.mT), "query and key are swapped"),
+    (attend(shape=torch.zeros_like), "the scores are missing"),
+    (attend(shape=lambda s: s.detach()), "the weights lost their gradient"),
+    (lambda q, k, v, m: attend()(q, k, v.detach(), m), "no gradient reaches value"),
+    (lambda q, k, v, m: attend()(q, k, v, m)[:, -1], "shape is not right"),
+    (lambda q, k, v, m: attend()(q, k, v, m | True), "mask is not used at all"),
+]
+
+
+# Exercise 07-loss.
+
+
+def loss_by_torch(logits, text, mask):
+    rows = logits[:, 1:-1].reshape(-1, logits.shape[2])
+    each = F.cross_entropy(rows, text[:, 2:].reshape(-1), reduction="none")
+    return (each.view(mask.shape) * mask).sum() / len(mask)
+
+
+def loss_in_loops(scores, tokens, counts):
+    of_response = []
+    for x, y, m in zip(scores.float(), tokens, counts, strict=True):
+        start = len(y) - len(m)
+        kept = [i for i in range(start, len(y)) if m[i - start]]
+        of_response.append(sum(x[i - 1].logsumexp(0) - x[i - 1, y[i]] for i in kept))
+    return sum(of_response) / len(of_response)
+
+
+def loss(rows=slice(1, 4), tokens=slice(2, 5), end=lambda x, m: (x * m).sum(1).mean(), sign=-1):
+    def answer(logits, text, mask):
+        log_pi = torch.log_softmax(logits[:, rows], dim=2)
+        return sign * end(log_pi.gather(2, text[:, tokens].unsqueeze(2)).squeeze(2), mask)
+
+    return answer
+
+
+WRONG_LOSS = [
+    (loss(slice(2, 5)), "as the buggy one"),
+    (loss(slice(2, 5), slice(1, 4)), "shifted the wrong way"),
+    (loss(slice(2, 4), slice(3, 5), lambda x, m: (x * m[:, 1:]).sum(1).mean()), "the first token"),
+    (
+        loss(slice(0, 4), slice(1, 5), lambda x, m: (x * F.pad(m, (1, 0), value=1)).sum(1).mean()),
+        "the prompt counts",
+    ),
+    (loss(end=lambda x, m: x.sum(1).mean()), "the padding counts"),
+    (loss(end=lambda x, m: (x * m).sum() / m.sum()), "averaged over all tokens"),
+    (loss(end=lambda x, m: (x * m).mean()), "averaged over [B, n]"),
+    (loss(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "within each response"),
+    (loss(end=lambda x, m: x[m].sum()), "responses are added up"),
+    (loss(sign=1), "the sign is wrong"),
+    (loss(end=lambda x, m: (x * m).sum(1)), "shape is not right"),
+    (loss(end=lambda x, m: (x.exp() * m).sum(1).mean()), "these are probabilities"),
+    (lambda *a: loss()(*a).item(), "lost its gradient"),
+    (lambda *a: 2 * loss()(*a), "the value is not right"),
+]
+
+
+# Exercise 07-temperature.
+
+
+def kl_in_loops(z, z_ref, counts, heat):
+    total = torch.zeros(len(z), dtype=torch.float64)
+    for i in range(len(z)):
+        for t in range(int(counts[i].sum())):
+            p, q = torch.softmax(z[i, t] / heat, 0), torch.softmax(z_ref[i, t].detach() / heat, 0)
+            total[i] += sum(a * torch.log(a / b) for a, b in zip(p, q, strict=True))
+    return total
+
+
+def kl_by_torch(logits, ref_logits, mask, temperature):
+    p = torch.distributions.Categorical(logits=logits.float() / temperature)
+    with torch.no_grad():
+        q = torch.distributions.Categorical(logits=ref_logits.float() / temperature)
+    return torch.einsum("bt,bt->b", torch.distributions.kl_divergence(p, q), mask.float())
+
+
+def kl(of=(True, True), detach=True, swap=False, end=lambda x, m: (x * m).sum(-1)):
+    def answer(z, z_ref, mask, heat):
+        z = z / heat if of[0] else z
+        z_ref = z_ref / heat if of[1] else z_ref
+        log_p, log_q = z.log_softmax(-1), (z_ref.detach() if detach else z_ref).log_softmax(-1)
+        log_p, log_q = (log_q, log_p) if swap else (log_p, log_q)
+        return end((log_p.exp() * (log_p - log_q)).sum(-1), mask)
+
+    return answer
+
+
+WRONG_TEMPERATURE = [
+    (kl((True, False)), "the reference is at temperature 1"),
+    (kl((False, True)), "the policy is at temperature 1"),
+    (kl((False, False)), "the temperature is missing"),
+    (lambda z, r, m, t: kl()(z, r, m, 1 / t), "multiplied by T"),
+    (lambda z, r, m, t: kl()(z, r, m, 1) / t, "divided by T"),
+    (kl(detach=False), "detach ref_logits"),
+    (kl(swap=True), "arguments are swapped"),
+    (kl(end=lambda x, m: -(x * m).sum(1)), "the sign is wrong"),
+    (kl(end=lambda x, m: x.sum(1)), "the padding counts: cut it off"),
+    (kl(end=lambda x, m: (x * m).sum(1) / m.sum(1)), "averaged over the steps"),
+    (kl(end=lambda x, m: (x * m).sum(1).mean()), "shape is not right"),
+    (kl(end=lambda x, m: x * m), "shape is not right"),
+    (lambda *a: kl()(*a).detach(), "no gradient is left"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("07-attention", attend_in_loops),
+        ("07-attention", attend_with_a_large_number),
+        ("07-attention", attend_by_torch),
+        ("07-attention", attend()),
+        ("07-loss", loss_by_torch),
+        ("07-loss", loss_in_loops),
+        ("07-loss", loss()),
+        ("07-temperature", kl_in_loops),
+        ("07-temperature", kl_by_torch),
+        ("07-temperature", kl()),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer):
+    assert fault(name, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        (name, *wrong)
+        for name, table in [
+            ("07-attention", WRONG_ATTENTION),
+            ("07-loss", WRONG_LOSS),
+            ("07-temperature", WRONG_TEMPERATURE),
+        ]
+        for wrong in table
+    ],
+)
+def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
+    assert message in fault(name, answer)

@@ -1,0 +1,297 @@
+"""The checks of lesson 09 against answers as learners write them."""
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_toy.classroom.exercise import find
+
+
+def fault(name, answer):
+    exercise = find(name)
+    return exercise.fault(answer, exercise.cases(seed=1))
+
+
+# Exercise 09-roll-out: right answers in other styles, then wrong ones with what they are told.
+
+
+def roll_out_in_loops(first_logits, table, uniform, stop):
+    n, length = uniform.shape
+    words = np.full((n, length), stop)
+    counts = np.zeros((n, length), dtype=bool)
+    log_p = torch.zeros(n, length)
+    for i in range(n):
+        logits, t, running = first_logits, 0, True
+        while running and t < length:
+            p = logits.softmax(0)
+            words[i, t] = np.searchsorted(np.cumsum(p.tolist()), uniform[i, t].item(), "right")
+            counts[i, t] = True
+            log_p[i, t] = p[words[i, t]].log()
+            running, logits, t = words[i, t] != stop, table[words[i, t]], t + 1
+    return words, counts, log_p
+
+
+def roll_out_first_and_cut_afterwards(first, after, u, end):
+    # draw everything, then find the ends
+    tokens, log_probs = [], []
+    log_p = first.float().log_softmax(-1).repeat(u.shape[0], 1)
+    for column in u.T:
+        token = torch.searchsorted(log_p.exp().cumsum(-1), column[:, None].float(), right=True)
+        tokens.append(token)
+        log_probs.append(torch.take_along_dim(log_p, token, dim=1))
+        log_p = after.float()[token[:, 0]].log_softmax(-1)
+    tokens, log_probs = torch.cat(tokens, dim=1), torch.cat(log_probs, dim=1)
+    is_end = (tokens == end).int()
+    mask = is_end.cumsum(1) - is_end == 0
+    tokens[~mask] = end
+    return [tokens, mask.double(), torch.where(mask, log_probs, 0)]
+
+
+def roll_out(row=lambda f, a, k: a[k], pad=True, cut=True, late=False, pick=None, stops=True):
+    def answer(f, a, u, end):
+        b, n = u.shape
+        tokens, mask, logs = torch.zeros(b, n).long(), torch.zeros(b, n).bool(), torch.zeros(b, n)
+        alive, logits = torch.ones(b).bool(), f.expand(b, len(f))
+        for t in range(n):
+            p = logits.softmax(-1)
+            k = pick(p) if pick else (u[:, t : t + 1] >= p.cumsum(1)[:, :-1]).sum(1)
+            if pad:
+                k = torch.where(alive, k, end)
+            if late:
+                alive = alive & (k != end)
+            tokens[:, t], mask[:, t] = k, alive
+            log_p = p[torch.arange(b), k].log()
+            logs[:, t] = torch.where(alive, log_p, 0.0) if cut else log_p
+            if stops:
+                alive = alive & (k != end)
+            logits = row(f, a, k)
+        return tokens, mask, logs
+
+    return answer
+
+
+WRONG_ROLL_OUT = [
+    (roll_out(stops=False, pad=False), "goes on after the end"),
+    (roll_out(late=True), "the end token counts too"),
+    (roll_out(cut=False), "log-probabilities must be 0"),
+    (roll_out(pad=False), "tokens must be `end`"),
+    (roll_out(pad=False, cut=False), "only the mask is right"),
+    (roll_out(lambda f, a, k: f.expand(len(k), -1)), "like a first one"),
+    (roll_out(lambda f, a, k: a[:, k].T), "read by columns"),
+    (roll_out(pick=lambda p: p.max(-1).indices), "likeliest token"),
+    (lambda f, a, u, end: roll_out()(f, a, u[:, [0]].repeat(1, 4), end), "only the first u"),
+    (lambda f, a, u, end: roll_out()(f, a, 1 - u, end), "the value is not right"),
+    (lambda f, a, u, end: roll_out()(f, a, u, 0), "the value is not right"),
+    (lambda *x: roll_out()(*x)[:2], "shape is not right"),
+    (lambda *x: [*roll_out()(*x)[:2], roll_out()(*x)[2].detach()], "lost their gradient"),
+    (
+        lambda *x: [*roll_out()(*x)[:2], roll_out()(*x)[2].exp() * roll_out()(*x)[1]],
+        "these are probabilities",
+    ),
+    (lambda f, a, u, end: roll_out()(f, a.detach(), u, end), "no gradient reaches after"),
+]
+
+
+# Exercise 09-surrogate.
+
+
+def surrogate_in_loops(new, ref, earned, counts, price):
+    n = len(earned)
+    worth = []
+    for i in range(n):
+        log_ratio = sum(new[i, t] - ref[i, t] for t in range(4) if counts[i, t])
+        worth.append((earned[i] - price * log_ratio).item())
+    total = 0
+    for i in range(n):
+        others = sum(worth[j] for j in range(n) if j != i) / (n - 1)
+        total = total + (worth[i] - others) * new[i][counts[i]].sum()
+    return total / n
+
+
+def surrogate_with_a_matrix(log_probs, ref_log_probs, rewards, mask, beta):
+    m, n = mask.float(), len(mask)
+    log_ratio = torch.einsum("bt,bt->b", (log_probs - ref_log_probs).float(), m)
+    centre = (torch.eye(n) * n - 1).float() / (n - 1)
+    with torch.no_grad():
+        advantages = centre @ (rewards.float() - beta * log_ratio)
+    return advantages @ (log_probs.float() * m).sum(-1) / n
+
+
+def surrogate(
+    others=lambda f: (f.sum() - f) / 2, detach=True, mask_ratio=True, mask_sum=True, end=torch.mean
+):
+    def answer(n, q, r, m, b):
+        ratio = torch.where(m, n - q, 0.0) if mask_ratio else n - q
+        f = r - b * ratio.sum(-1)
+        advantage = f - others(f)
+        advantage = advantage.detach() if detach else advantage
+        return end(advantage * (n * m if mask_sum else n).sum(-1))
+
+    return answer
+
+
+WRONG_SURROGATE = [
+    (surrogate(detach=False), "advantages are constants"),
+    (surrogate(lambda f: 0), "not subtracted"),
+    (surrogate(torch.mean), "the response itself is in the mean"),
+    (surrogate(lambda f: f.sum() - f), "divide by B - 1"),
+    (surrogate(torch.mean, detach=False), "only the others are; and detach A"),
+    (surrogate(mask_ratio=False), "padding counts in the log-ratio"),
+    (surrogate(mask_sum=False), "padding counts in the last sum"),
+    (surrogate(mask_ratio=False, mask_sum=False), "mask is not used at all"),
+    (surrogate(end=torch.sum), "not divided by B"),
+    (surrogate(end=lambda x: -x.mean()), "sign is wrong"),
+    (surrogate(end=lambda x: x), "shape is not right"),
+    (lambda n, q, r, m, b: surrogate()(n, q, r, m, 1.0), "β is missing"),
+    (lambda n, q, r, m, b: surrogate()(n, q, r, m, 0.0), "the penalty is missing"),
+    (lambda n, q, r, m, b: surrogate()(n, q, r, m, -b), "log-ratio is added"),
+    (lambda n, q, r, m, b: surrogate()(n, q, b * r, m, 1.0), "the value is not right"),
+    (lambda n, *a: surrogate()(n.detach(), *a), "no gradient reaches log_probs"),
+    (lambda n, q, *a: surrogate(detach=False)(n, q.detach(), *a), "gradient is not right"),
+]
+
+
+# Exercise 09-two-rulers.
+
+
+def rulers_in_loops(log_p, log_q, earned, price):
+    j = j_ref = j_best = 0
+    for lp, lq, r in zip(log_p.tolist(), log_q.tolist(), earned.tolist(), strict=True):
+        lp, lq, r = np.array(lp), np.array(lq), np.array(r)
+        j += (np.exp(lp) * (r - price * (lp - lq))).sum() / len(log_p)
+        j_ref += (np.exp(lq) * r).sum() / len(log_p)
+        j_best += price * np.log((np.exp(lq) * np.exp(r / price)).sum()) / len(log_p)
+    return np.array([(j - j_ref) / (j_best - j_ref)]).item(), (j_best - j) / price
+
+
+def rulers_by_the_best_policy(log_pi, log_ref, rewards, beta):
+    log_pi, log_ref, rewards = log_pi.float(), log_ref.float(), rewards.float()
+    best = torch.distributions.Categorical(logits=log_ref + rewards / beta)
+    kl = torch.distributions.kl_divergence
+    gap = kl(torch.distributions.Categorical(logits=log_pi), best).mean()
+    return 1 - gap / kl(torch.distributions.Categorical(logits=log_ref), best).mean(), gap
+
+
+def rulers(mean=torch.mean, z=lambda q, r, b: b * (q.exp() * (r / b).exp()).sum(1).log(), flip=1):
+    def answer(x, q, r, b):
+        kl = (x.exp() * (x - q)).sum(1) if flip > 0 else (q.exp() * (q - x)).sum(1)
+        j, ref = mean((x.exp() * r).sum(1) - b * kl), mean((q.exp() * r).sum(1))
+        best = mean(z(q, r, b))
+        return ((j - ref) / (best - ref)).mean(), ((best - j) / b).mean()
+
+    return answer
+
+
+WRONG_RULERS = [
+    (rulers(lambda x: x), "a mean of shares"),
+    (rulers(torch.sum), "prompts are added up"),
+    (rulers(z=lambda q, r, b: (q.exp() * (r / b).exp()).sum(1).log()), "before log 𝒵"),
+    (rulers(z=lambda q, r, b: b * (q.exp() * (r * b).exp()).sum(1).log()), "β multiplies"),
+    (rulers(z=lambda q, r, b: b * (q + r / b).exp().sum(1).mean().log()), "𝒵 of its own"),
+    (rulers(z=lambda q, r, b: r.max(dim=1)[0]), "not the largest reward"),
+    (rulers(flip=-1), "KL in J is turned round"),
+    (rulers(z=lambda q, r, b: b * (r / b).logsumexp(1)), "the value is not right"),
+    (lambda *a: (rulers()(*a)[0], a[-1] * rulers()(*a)[1]), "the gap is in reward"),
+    (lambda *a: (1 - rulers()(*a)[0], rulers()(*a)[1]), "this is what is missing"),
+    (lambda *a: rulers()(*a)[::-1], "the two are swapped"),
+    (lambda *a: rulers()(*a)[0], "shape is not right"),
+]
+
+
+# Exercise 09-updates.
+
+
+def updates_with_torch(theta, q, k, a, price, eps, step):
+    old = torch.distributions.Categorical(logits=theta.float())
+    ref = torch.distributions.Categorical(logits=q.float())
+    x = torch.nn.Parameter(theta.float().clone())
+    ascent = torch.optim.SGD([x], lr=step, maximize=True)
+    for _ in range(3):
+        new = torch.distributions.Categorical(logits=x)
+        ratio = (new.log_prob(k) - old.log_prob(k)).exp()
+        gain = torch.minimum(ratio * a, ratio.clip(1 - eps, 1 + eps) * a).mean()
+        ascent.zero_grad()
+        (gain - price * torch.distributions.kl_divergence(new, ref)).backward()
+        ascent.step()
+    new = torch.distributions.Categorical(logits=x)
+    return x.detach(), torch.distributions.kl_divergence(old, new).item()
+
+
+def updates(old="start", last="start", rounds=3, clip=True, kl_ref="new ref", direction=1):
+    def kl(p, q):
+        return (p.exp() * (p - q)).sum()
+
+    def answer(logits, ref_logits, words, advantages, beta, epsilon, step_size):
+        theta = logits.clone()
+        p = {"start": logits.log_softmax(-1), "ref": ref_logits.log_softmax(-1)}
+        for _ in range(rounds):
+            theta = theta.detach().requires_grad_()
+            p["new"] = theta.log_softmax(-1)
+            p["before"] = p["new"].detach()
+            ratio = torch.exp(p["new"][words] - p[old][words])
+            gain = ratio * advantages
+            if clip:
+                held = ratio.clamp(1 - epsilon, 1 + epsilon)
+                gain = torch.min(gain, held * advantages)
+            first, second = kl_ref.split()
+            objective = gain.mean() - beta * kl(p[first], p[second])
+            objective.backward()
+            with torch.no_grad():
+                theta += direction * step_size * theta.grad
+        return theta.detach(), kl(p[last], theta.detach().log_softmax(-1))
+
+    return answer
+
+
+WRONG_UPDATES = [
+    (updates("before", "before"), "the bug is still there"),
+    (updates("before"), "in the ratio π_old is still taken anew"),
+    (updates(last="before"), "the KL is that of the last update"),
+    (updates("ref"), "reference stands in the ratio"),
+    (updates(kl_ref="start new"), "the brake is the KL to π_old"),
+    (updates(kl_ref="ref new"), "the brake's KL is turned round"),
+    (updates(kl_ref="ref ref"), "the KL to the reference is missing"),
+    (updates(clip=False), "the clip is gone"),
+    (updates(rounds=1), "only one update"),
+    (updates(rounds=4), "the value is not right"),
+    (updates(direction=-1), "it goes downhill"),
+    (updates(last="ref"), "the value is not right"),
+    (lambda *a: updates()(*a)[0], "shape is not right"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("09-roll-out", roll_out_in_loops),
+        ("09-roll-out", roll_out_first_and_cut_afterwards),
+        ("09-roll-out", roll_out()),
+        ("09-surrogate", surrogate_in_loops),
+        ("09-surrogate", surrogate_with_a_matrix),
+        ("09-surrogate", surrogate()),
+        ("09-two-rulers", rulers_in_loops),
+        ("09-two-rulers", rulers_by_the_best_policy),
+        ("09-two-rulers", rulers()),
+        ("09-updates", updates_with_torch),
+        ("09-updates", updates()),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer):
+    assert fault(name, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        (name, *wrong)
+        for name, table in [
+            ("09-roll-out", WRONG_ROLL_OUT),
+            ("09-surrogate", WRONG_SURROGATE),
+            ("09-two-rulers", WRONG_RULERS),
+            ("09-updates", WRONG_UPDATES),
+        ]
+        for wrong in table
+    ],
+)
+def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
+    assert message in fault(name, answer)

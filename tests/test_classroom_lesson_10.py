@@ -1,0 +1,274 @@
+"""The checks of lesson 10 against answers as learners write them."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_toy.classroom.exercise import find
+
+
+def fault(name, answer):
+    exercise = find(name)
+    return exercise.fault(answer, exercise.cases(seed=1))
+
+
+# Exercise 10-law: right answers in other styles, then wrong ones with what they are told.
+
+
+def law_with_unique(reference, likes, draws):
+    levels, which = likes.float().unique(return_inverse=True)
+    mass = torch.zeros_like(levels).index_add(0, which, reference.float())
+    top = mass.cumsum(0)
+    law = reference.float() * (((top**draws) - (top - mass) ** draws) / mass)[which]
+    return law, torch.nn.functional.kl_div(reference.float().log(), law, reduction="sum")
+
+
+def law_in_loops(p_ref, proxy, n):
+    law, p, r = [], p_ref.numpy(), proxy.numpy()
+    for i in range(len(p)):
+        at_most, less = p[r <= r[i]].sum(), p[r < r[i]].sum()
+        law.append(p[i] / p[r == r[i]].sum() * (at_most**n - less**n))
+    return np.array(law), sum(a * np.log(a / b) for a, b in zip(law, p, strict=True))
+
+
+def law(ties="reference", kl="law", power=lambda f, g, n: f**n - g**n, first=True):
+    def answer(p, r, n):
+        f = torch.tensor([float(p[r <= x].sum()) for x in r], dtype=p.dtype)
+        g = torch.tensor([float(p[r < x].sum()) for x in r], dtype=p.dtype)
+        same = torch.tensor([float((r == x).sum()) for x in r], dtype=p.dtype)
+        share = {"reference": p / (f - g), "none": 1.0, "alike": 1 / same}[ties]
+        out = share * power(f, g, n)
+        kls = {
+            "law": (out * (out.log() - p.log())).sum(),
+            "swapped": (p * (p.log() - out.log())).sum(),
+            "bound": np.log(n) - (n - 1) / n,
+            "entropy": (out * out.log()).sum(),
+        }
+        return (out, kls[kl]) if first else (kls[kl], out)
+
+    return answer
+
+
+def law_by_sorting(p, r, n):
+    order = torch.argsort(r, stable=True)
+    f = p[order].cumsum(0)
+    out = torch.zeros_like(p)
+    out[order] = f**n - (f - p[order]) ** n
+    return out, (out * (out / p).log()).sum()
+
+
+WRONG_LAW = [
+    (law("none"), "ties are not shared"),
+    (law("alike"), "ties share alike"),
+    (law_by_sorting, "listed earlier"),
+    (law(kl="bound"), "only a bound"),
+    (law(kl="swapped"), "arguments are swapped"),
+    (law(kl="entropy"), "lacks the reference"),
+    (law(power=lambda f, g, n: f**n), "F⁻ is missing"),
+    (law(power=lambda f, g, n: (1 - g) ** n - (1 - f) ** n), "the worst of n"),
+    (lambda p, r, n: law()(p, r, n - 1), "the best of n − 1"),
+    (lambda p, r, n: law()(p, -r, n), "the worst of n"),
+    (law(first=False), "wrong order"),
+    (lambda p, r, n: law()(p, r, n)[0], "shape is not right"),
+]
+
+
+# Exercise 10-pot.
+
+
+def pot_with_fractions(proxy, gold):
+    size, curve = len(proxy), []
+    pairs = sorted(zip(proxy.tolist(), gold.tolist(), strict=True))
+    for n in range(1, size + 1):
+        weights = [Fraction(math.comb(i, n - 1), math.comb(size, n)) for i in range(size)]
+        curve.append(sum(float(w) * g for w, (_, g) in zip(weights, pairs, strict=True)))
+    return np.array(curve)
+
+
+def pot_by_ranks(likes, worth):
+    size = likes.shape[0]
+    rank = likes.argsort().argsort().float()
+    curve, weight = torch.zeros(size), torch.full_like(rank, 1 / size)
+    for n in range(1, size + 1):
+        curve[n - 1] = weight @ worth.float()
+        weight = weight * (rank - n + 1) / (size - n) * (n + 1) / n if n < size else weight
+    return curve
+
+
+def pot(sort=lambda r, g: g[torch.argsort(r)], top=lambda i, n: math.comb(i, n - 1), below=None):
+    def answer(r, g):
+        g, curve = sort(r, g), []
+        for n in range(1, len(g) + 1):
+            total = sum(top(i, n) * g[i] for i in range(len(g)))
+            curve.append(total / (below(len(g), n) if below else math.comb(len(g), n)))
+        return torch.stack(curve)
+
+    return answer
+
+
+WRONG_POT = [
+    (pot(lambda r, g: g[r.argsort(descending=True)]), "the worst of each set"),
+    (pot(lambda r, g: g.sort()[0]), "sorted by gold"),
+    (pot(lambda r, g: r.sort()[0]), "proxy of the best"),
+    (pot(lambda r, g: g), "not sorted"),
+    (pot(lambda r, g: g[r.argsort().argsort()]), "argsort gives no ranks"),
+    (pot(top=lambda i, n: math.comb(i + 1, n)), "come from the i − 1 below"),
+    (pot(below=lambda size, n: 1), "not divided by the number"),
+    (pot(top=lambda i, n: (i + 1) ** n - i**n, below=lambda s, n: s**n), "put back"),
+    (lambda r, g: torch.stack([g[r[: n + 1].argmax()] for n in range(6)]), "first n draws"),
+    (lambda r, g: pot()(r, g)[1:], "shape is not right"),
+    (lambda r, g: 2 * pot()(r, g), "the value is not right"),
+]
+
+
+# Exercise 10-next-nat.
+
+
+def nat_in_loops(p_ref, proxy, gold, beta):
+    mass = [p * math.exp(r / beta) for p, r in zip(p_ref.tolist(), proxy.tolist(), strict=True)]
+    p = [m / sum(mass) for m in mass]
+
+    def mean(x):
+        return sum(a * b for a, b in zip(p, x.tolist(), strict=True))
+
+    kl = sum(a * math.log(a / b) for a, b in zip(p, p_ref.tolist(), strict=True))
+    slope = (mean(gold * proxy) - mean(gold) * mean(proxy)) / (mean(proxy**2) - mean(proxy) ** 2)
+    return kl, mean(gold), beta * slope
+
+
+def nat_by_torch(f, r, g, price):
+    f, r, g = f.float(), r.float(), g.float()
+    p = torch.softmax(f.log() + r / price, dim=0)
+    table = torch.cov(torch.stack([g, r]), aweights=p, correction=0)
+    return (p / f).log() @ p, g @ p, price * table[0, 1] / table[1, 1]
+
+
+def nat(tilt=lambda f, r, g, b: f.log() + r / b, weights=None, slope=None, swap=False):
+    def answer(f, r, g, b):
+        p = tilt(f, r, g, b).softmax(0)
+        w = weights(p, f) if weights else p
+        cov = (w * (g - (w * g).sum()) * (r - (w * r).sum())).sum()
+        var_r, var_g = ((w * (x - (w * x).sum()) ** 2).sum() for x in (r, g))
+        kl = (f * (f / p).log()).sum() if swap else (p * (p / f).log()).sum()
+        return kl, (p * g).sum(), slope(cov, var_r, var_g, b) if slope else b * cov / var_r
+
+    return answer
+
+
+WRONG_NAT = [
+    (nat(lambda f, r, g, b: f.log() + r * b), "β divides in the exponent"),
+    (nat(lambda f, r, g, b: r / b), "the reference is missing"),
+    (nat(lambda f, r, g, b: f.log() + g / b), "the proxy tilts it"),
+    (nat(lambda f, r, g, b: f.log() + r), "the policy: β is missing"),
+    (nat(lambda f, r, g, b: f + r / b), "the value is not right"),
+    (nat(swap=True), "arguments are swapped"),
+    (nat(weights=lambda p, f: f), "under the reference"),
+    (nat(weights=lambda p, f: torch.full_like(p, 1 / 5)), "the policy weighs"),
+    (nat(slope=lambda c, r, g, b: c / r), "per nat: β is missing"),
+    (nat(slope=lambda c, r, g, b: c / r / b), "β multiplies the fraction"),
+    (nat(slope=lambda c, r, g, b: b * c / g), "is that of the proxy"),
+    (nat(slope=lambda c, r, g, b: b * c / (r * g) ** 0.5), "a correlation"),
+    (nat(slope=lambda c, r, g, b: b * c / r**0.5), "not its root"),
+    (nat(slope=lambda c, r, g, b: b * c), "the variance is missing"),
+    (lambda *a: nat()(*a)[2], "shape is not right"),
+    (lambda *a: torch.stack(nat()(*a)), "shape is not right"),
+]
+
+
+# Exercise 10-stop.
+
+
+def stop_in_steps(kl, gold, budget):
+    ends = np.zeros((2, len(kl)))
+    for run in range(len(kl)):
+        x, y = kl[run].numpy(), gold[run].numpy()
+        ends[:, run] = len(x) - 1, y[-1]
+        for i in range(1, len(x)):
+            if x[i] >= budget:
+                ends[0, run] = np.interp(budget, x[i - 1 : i + 1], [i - 1, i])
+                ends[1, run] = np.interp(budget, x[i - 1 : i + 1], y[i - 1 : i + 1])
+                break
+    return ends
+
+
+def stop_at_once(nats, points, budget):
+    over = nats.float() >= budget
+    runs, i = torch.arange(len(nats)), over.float().argmax(dim=1).clamp(min=1)
+    share = (budget - nats[runs, i - 1]) / (nats[runs, i] - nats[runs, i - 1])
+    here = torch.lerp(points[runs, i - 1], points[runs, i], share)
+    last = torch.full_like(share, nats.shape[1] - 1)
+    reached = over.any(dim=1)
+    end = torch.stack([i - 1 + share, here])
+    return torch.where(reached, end, torch.stack([last, points[:, -1]]))
+
+
+def stop(first=lambda over: over.tolist().index(True), share=None, late=0, never=None):
+    def answer(kl, gold, budget):
+        steps, points = [], []
+        for x, y in zip(kl, gold, strict=True):
+            if (x < budget).all():
+                steps.append(len(x) - 1 if never is None else never)
+                points.append(y[-1 if never is None else never].item())
+                continue
+            i = first(x >= budget)
+            s = share(x[i - 1], x[i], budget) if share else (budget - x[i - 1]) / (x[i] - x[i - 1])
+            steps.append(i - 1 + float(s) + late)
+            points.append((y[i - 1] + s * (y[i] - y[i - 1])).item())
+        return torch.tensor([steps, points])
+
+    return answer
+
+
+WRONG_STOP = [
+    (stop(lambda over: (~over).sum().item()), "as the buggy one"),
+    (stop(lambda over: len(over) - over.flip(0).tolist().index(False)), "at the last time"),
+    (stop(share=lambda x, y, b: 1), "the note after"),
+    (stop(share=lambda x, y, b: 0), "the note before"),
+    (stop(share=lambda x, y, b: 1 - (b - x) / (y - x)), "turned round"),
+    (stop(late=1), "too large by 1"),
+    (stop(never=0), "take the last note"),
+    (stop(share=lambda x, y, b: b / y), "the value is not right"),
+    (lambda *a: stop()(*a).flip(0), "the rows are swapped"),
+    (lambda *a: stop()(*a).T, "shape is not right"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("10-law", law_with_unique),
+        ("10-law", law_in_loops),
+        ("10-law", law()),
+        ("10-pot", pot_with_fractions),
+        ("10-pot", pot_by_ranks),
+        ("10-pot", pot()),
+        ("10-next-nat", nat_in_loops),
+        ("10-next-nat", nat_by_torch),
+        ("10-next-nat", nat()),
+        ("10-stop", stop_in_steps),
+        ("10-stop", stop_at_once),
+        ("10-stop", stop()),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, answer):
+    assert fault(name, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        (name, *wrong)
+        for name, table in [
+            ("10-law", WRONG_LAW),
+            ("10-pot", WRONG_POT),
+            ("10-next-nat", WRONG_NAT),
+            ("10-stop", WRONG_STOP),
+        ]
+        for wrong in table
+    ],
+)
+def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
+    assert message in fault(name, answer)
