@@ -4,23 +4,15 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
+from ppo_toy.classroom.inputs import normal, uniform
 from ppo_toy.kl import kl_divergence
-
-
-def _beta(generator: Generator) -> float:
-    return 0.3 + torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
 
 # The brake of a response: beta * sum_t KL(pi || ref).
 
 
 def _steps(generator: Generator) -> dict:
-    logits, ref_logits = _normal(2, 3, 2, 4, generator=generator)
-    return {"logits": logits, "ref_logits": ref_logits, "beta": _beta(generator)}
+    logits, ref_logits = normal(2, 3, 2, 4, generator=generator)
+    return {"logits": logits, "ref_logits": ref_logits, "beta": uniform(0.3, 1.3, generator)}
 
 
 def _brake(logits: Tensor, ref_logits: Tensor, beta: float) -> Tensor:
@@ -90,12 +82,12 @@ BRAKE = Exercise(
 
 
 def _words(generator: Generator) -> dict:
-    logits, ref_logits, rewards = _normal(3, 4, generator=generator)
+    logits, ref_logits, rewards = normal(3, 4, generator=generator)
     return {
         "logits": logits,
         "ref_logits": ref_logits,
         "rewards": rewards,
-        "beta": _beta(generator),
+        "beta": uniform(0.3, 1.3, generator),
     }
 
 
@@ -156,8 +148,9 @@ OBJECTIVE = Exercise(
 
 
 def _table(generator: Generator) -> dict:
-    ref_logits, rewards = _normal(2, 5, generator=generator)
-    return {"p_ref": ref_logits.softmax(-1), "rewards": rewards, "beta": _beta(generator)}
+    ref_logits, rewards = normal(2, 5, generator=generator)
+    beta = uniform(0.3, 1.3, generator)
+    return {"p_ref": ref_logits.softmax(-1), "rewards": rewards, "beta": beta}
 
 
 def _best_policy(p_ref: Tensor, rewards: Tensor, beta: float) -> Tensor:

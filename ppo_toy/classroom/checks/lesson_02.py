@@ -4,30 +4,17 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
+from ppo_toy.classroom.inputs import normal, random_mask, uniform
 from ppo_toy.kl import kl_divergence as _kl
 
 _c = Tensor.detach  # a constant
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _uniform(*shape: int, generator: Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def _mask(n_steps: int, generator: Generator) -> Tensor:
-    """Responses of 1, 2, ... and `n_steps` tokens, in random order."""
-    lengths = 1 + torch.randperm(n_steps, generator=generator)
-    return torch.arange(n_steps) < lengths.unsqueeze(-1)
 
 
 # Two penalties: KL(new || ref) and KL(old || new).
 
 
 def _three_policies(generator: Generator) -> dict:
-    logits, ref_logits, old_logits = _normal(3, 2, 4, generator=generator)
+    logits, ref_logits, old_logits = normal(3, 2, 4, generator=generator)
     return {"logits": logits, "ref_logits": ref_logits, "old_logits": old_logits}
 
 
@@ -77,8 +64,8 @@ TWO_PENALTIES = Exercise(
 
 
 def _padded(generator: Generator) -> dict:
-    logits, ref_logits = _normal(2, 3, 3, 3, generator=generator)
-    mask = _mask(3, generator)
+    logits, ref_logits = normal(2, 3, 3, 3, generator=generator)
+    mask = random_mask(1, 2, 3, generator=generator)
     logits[~mask] = torch.tensor([99.0, 0, 0], dtype=torch.float64)
     ref_logits[~mask] = torch.tensor([0, 99.0, 0], dtype=torch.float64)
     return {"logits": logits, "ref_logits": ref_logits, "mask": mask}
@@ -142,8 +129,8 @@ BATCH_KL = Exercise(
 
 
 def _drawn(generator: Generator) -> dict:
-    log_p, log_q = -2 * _uniform(2, 3, 3, generator=generator)
-    mask = _mask(3, generator)
+    log_p, log_q = -2 * torch.rand(2, 3, 3, generator=generator, dtype=torch.float64)
+    mask = random_mask(1, 2, 3, generator=generator)
     log_p[~mask], log_q[~mask] = 99.0, 97.0
     return {"log_p": log_p, "log_q": log_q, "mask": mask}
 
@@ -198,8 +185,8 @@ DASHBOARD = Exercise(
 
 
 def _sampler(generator: Generator) -> dict:
-    logits, ref_logits = _normal(2, 5, generator=generator)
-    temperature = 0.4 + 0.4 * _uniform(generator=generator).item()
+    logits, ref_logits = normal(2, 5, generator=generator)
+    temperature = uniform(0.4, 0.8, generator)
     return {"logits": logits, "ref_logits": ref_logits, "temperature": temperature}
 
 

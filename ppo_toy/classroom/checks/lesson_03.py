@@ -7,32 +7,19 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
+from ppo_toy.classroom.inputs import normal, random_mask, uniform
 from ppo_toy.kl import kl_divergence as _kl
 
 N_WORDS = 5
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _beta(generator: Generator) -> float:
-    return 0.3 + torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _mask(n_steps: int, generator: Generator) -> Tensor:
-    """Responses of 1, 2, ... and `n_steps` tokens, in random order."""
-    lengths = 1 + torch.randperm(n_steps, generator=generator)
-    return torch.arange(n_steps) < lengths.unsqueeze(-1)
 
 
 # The gradient of J from a batch of single words.
 
 
 def _words(generator: Generator) -> dict:
-    logits, ref_logits = _normal(2, 4, generator=generator)
+    logits, ref_logits = normal(2, 4, generator=generator)
     drawn = {"words": torch.randint(4, (N_WORDS,), generator=generator)}
-    drawn |= {"rewards": _normal(N_WORDS, generator=generator), "beta": _beta(generator)}
+    drawn |= {"rewards": normal(N_WORDS, generator=generator), "beta": uniform(0.3, 1.3, generator)}
     return {"logits": logits, "ref_logits": ref_logits, **drawn}
 
 
@@ -91,11 +78,11 @@ BATCH_GRADIENT = Exercise(
 
 
 def _steps(generator: Generator) -> dict:
-    mask = _mask(3, generator)
+    mask = random_mask(1, 2, 3, generator=generator)
     kl = 0.1 + torch.rand(3, 3, generator=generator, dtype=torch.float64)
     kl[~mask] = 99.0
-    rewards = _normal(3, generator=generator)
-    return {"rewards": rewards, "kl": kl, "beta": _beta(generator), "mask": mask}
+    rewards = normal(3, generator=generator)
+    return {"rewards": rewards, "kl": kl, "beta": uniform(0.3, 1.3, generator), "mask": mask}
 
 
 def _answerable(rewards: Tensor, kl: Tensor, beta: float, mask: Tensor) -> Tensor:
@@ -153,14 +140,15 @@ ANSWERABLE = Exercise(
 
 
 def _batch(generator: Generator) -> dict:
-    logits, ref_logits = _normal(2, 3, 3, 3, generator=generator)
-    mask = _mask(3, generator)
+    logits, ref_logits = normal(2, 3, 3, 3, generator=generator)
+    mask = random_mask(1, 2, 3, generator=generator)
     tokens = torch.randint(3, (3, 3), generator=generator) * mask
-    advantages = _normal(3, 3, generator=generator)
+    advantages = normal(3, 3, generator=generator)
     logits[~mask] = torch.tensor([0, 99.0, 0], dtype=torch.float64)
     ref_logits[~mask] = torch.tensor([0, 0, 99.0], dtype=torch.float64)
     advantages[~mask] = 99.0
-    drawn = {"tokens": tokens, "advantages": advantages, "mask": mask, "beta": _beta(generator)}
+    beta = uniform(0.3, 1.3, generator)
+    drawn = {"tokens": tokens, "advantages": advantages, "mask": mask, "beta": beta}
     return {"logits": logits, "ref_logits": ref_logits, **drawn}
 
 

@@ -7,15 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
+from ppo_toy.classroom.inputs import normal, uniform
 from ppo_toy.kl import kl_divergence as _kl
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _uniform(low: float, high: float, generator: Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
 def _tilted(p_ref: Tensor, rewards: Tensor, beta: float | Tensor) -> Tensor:
@@ -27,9 +20,9 @@ def _tilted(p_ref: Tensor, rewards: Tensor, beta: float | Tensor) -> Tensor:
 
 
 def _prompts(generator: Generator) -> dict:
-    logits, ref_logits, rewards = _normal(3, 2, 4, generator=generator)
+    logits, ref_logits, rewards = normal(3, 2, 4, generator=generator)
     draw = {"logits": logits, "p_ref": ref_logits.softmax(-1), "rewards": rewards}
-    return draw | {"beta": _uniform(0.3, 0.9, generator)}
+    return draw | {"beta": uniform(0.3, 0.9, generator)}
 
 
 def _left_to_earn(logits, p_ref, rewards, beta):
@@ -108,9 +101,9 @@ LEFT_TO_EARN = Exercise(
 
 
 def _table(generator: Generator) -> dict:
-    ref_logits, rewards = _normal(2, 4, generator=generator)
+    ref_logits, rewards = normal(2, 4, generator=generator)
     draw = {"p_ref": ref_logits.softmax(-1), "rewards": rewards}
-    return draw | {"beta": _uniform(0.5, 0.9, generator)}
+    return draw | {"beta": uniform(0.5, 0.9, generator)}
 
 
 def _response_to_beta(p_ref, rewards, beta):
@@ -171,11 +164,11 @@ def _runs(generator: Generator) -> dict:
     kl = 0.2 + torch.rand(5, 3, 6, generator=generator, dtype=torch.float64)
     jitter = 0.97 + 0.06 * torch.rand(5, generator=generator, dtype=torch.float64)
     ratio = jitter * torch.tensor([0.2, 0.5, 0.9, 1.05, 3.1], dtype=torch.float64)
-    kl_target = _uniform(1, 2, generator)
+    kl_target = uniform(1, 2, generator)
     kl = kl * (kl_target * ratio / _per_response(kl, mask))[:, None, None]
     kl[~mask] = 99.0
     beta = 0.5 + torch.rand(5, generator=generator, dtype=torch.float64)
-    horizon = _uniform(5, 9, generator)
+    horizon = uniform(5, 9, generator)
     runs = {"beta": beta, "kl": kl, "mask": mask}
     return runs | {"kl_target": kl_target, "horizon": horizon}
 

@@ -4,22 +4,9 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
+from ppo_toy.classroom.inputs import normal, random_mask, uniform
 
 PADDING = 99.0
-
-
-def _uniform(low: float, high: float, generator: Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _mask(generator: Generator) -> Tensor:
-    """Three rows of four: one full, one of three tokens, one of two, in any order."""
-    lengths = torch.tensor([4, 3, 2])[torch.randperm(3, generator=generator)]
-    return torch.arange(4) < lengths[:, None]
 
 
 def _cut(x: Tensor, mask: Tensor) -> Tensor:
@@ -34,8 +21,8 @@ def _shift(x: Tensor) -> Tensor:
 
 
 def _batch(generator: Generator) -> dict:
-    mask = _mask(generator)
-    rewards, beta = _normal(3, generator=generator), _uniform(0.3, 0.8, generator)
+    mask = random_mask(4, 3, 2, generator=generator)
+    rewards, beta = normal(3, generator=generator), uniform(0.3, 0.8, generator)
     kl = 0.1 + torch.rand(3, 4, generator=generator, dtype=torch.float64)
     return {"rewards": rewards, "kl": kl.masked_fill(~mask, PADDING), "beta": beta, "mask": mask}
 
@@ -93,9 +80,9 @@ TO_GO = Exercise(
 
 
 def _steps(generator: Generator) -> dict:
-    mask = _mask(generator)
-    step_rewards, values = _normal(2, 3, 4, generator=generator).masked_fill(~mask, PADDING)
-    factors = {"gamma": _uniform(0.8, 0.95, generator), "lam": _uniform(0.4, 0.7, generator)}
+    mask = random_mask(4, 3, 2, generator=generator)
+    step_rewards, values = normal(2, 3, 4, generator=generator).masked_fill(~mask, PADDING)
+    factors = {"gamma": uniform(0.8, 0.95, generator), "lam": uniform(0.4, 0.7, generator)}
     return {"step_rewards": step_rewards, "values": values, "mask": mask, **factors}
 
 
@@ -170,12 +157,12 @@ GAE = Exercise(
 
 
 def _tree(generator: Generator) -> dict:
-    p_first = _normal(3, generator=generator).softmax(-1)
+    p_first = normal(3, generator=generator).softmax(-1)
     p_second, rewards = (
-        _normal(3, 3, generator=generator).softmax(-1),
-        _normal(3, 3, generator=generator),
+        normal(3, 3, generator=generator).softmax(-1),
+        normal(3, 3, generator=generator),
     )
-    beta = _uniform(0.4, 0.8, generator)
+    beta = uniform(0.4, 0.8, generator)
     return {"p_first": p_first, "p_second": p_second, "rewards": rewards, "beta": beta}
 
 

@@ -4,23 +4,15 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
+from ppo_toy.classroom.inputs import normal, random_mask, uniform
 from ppo_toy.kl import kl_divergence
-
-
-def _uniform(low: float, high: float, generator: Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def _log_probs(generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """New, old, mask; [3, 4] each, with rows of 4, 3 and 2 tokens. Log-ratios of both signs."""
-    lengths = torch.tensor([4, 3, 2])[torch.randperm(3, generator=generator)]
-    mask = torch.arange(4) < lengths[:, None]
+    mask = random_mask(4, 3, 2, generator=generator)
     old = -0.5 - torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    new = old + 0.4 * _normal(3, 4, generator=generator)
+    new = old + 0.4 * normal(3, 4, generator=generator)
     return new.masked_fill(~mask, -1), old.masked_fill(~mask, -4), mask  # a padded ratio of e^3
 
 
@@ -29,7 +21,7 @@ def _log_probs(generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 def _responses(generator: Generator) -> dict:
     new, old, mask = _log_probs(generator)
-    advantages = _normal(3, generator=generator)
+    advantages = normal(3, generator=generator)
     return {"log_probs": new, "old_log_probs": old, "advantages": advantages, "mask": mask}
 
 
@@ -85,8 +77,8 @@ BUG = Exercise(
 
 def _tokens(generator: Generator) -> dict:
     new, old, mask = _log_probs(generator)
-    advantages = _normal(3, 4, generator=generator).masked_fill(~mask, 99)
-    epsilon = _uniform(0.1, 0.3, generator)
+    advantages = normal(3, 4, generator=generator).masked_fill(~mask, 99)
+    epsilon = uniform(0.1, 0.3, generator)
     constants = {"old_log_probs": old, "advantages": advantages, "mask": mask}
     return {"log_probs": new, **constants, "epsilon": epsilon}
 
@@ -162,11 +154,11 @@ CLIP = Exercise(
 
 
 def _anchors(generator: Generator) -> dict:
-    logits = _normal(3, 2, 2, 3, generator=generator)
+    logits = normal(3, 2, 2, 3, generator=generator)
     named = dict(zip(("logits", "old_logits", "ref_logits"), logits, strict=True))
     tokens = torch.randint(3, (2, 2), generator=generator)
-    prices = {"beta_old": _uniform(0.3, 0.6, generator), "beta_ref": _uniform(0.7, 1.3, generator)}
-    return named | {"tokens": tokens, "advantages": _normal(2, 2, generator=generator)} | prices
+    prices = {"beta_old": uniform(0.3, 0.6, generator), "beta_ref": uniform(0.7, 1.3, generator)}
+    return named | {"tokens": tokens, "advantages": normal(2, 2, generator=generator)} | prices
 
 
 def _anchored(logits, old_logits, ref_logits, tokens, advantages, beta_old, beta_ref) -> Tensor:

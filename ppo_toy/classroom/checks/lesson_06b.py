@@ -4,14 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-
-
-def _uniform(low: float, high: float, generator: Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from ppo_toy.classroom.inputs import normal, uniform
 
 
 def _same(x: Tensor, *_: Tensor) -> Tensor:
@@ -23,7 +16,7 @@ def _same(x: Tensor, *_: Tensor) -> Tensor:
 
 def _reports(generator: Generator) -> dict:
     """A row with a fall, one with a cut, one with both, one with a reset in front; shuffled."""
-    values, last = _normal(4, 6, generator=generator) + 2, _normal(4, generator=generator) + 2
+    values, last = normal(4, 6, generator=generator) + 2, normal(4, generator=generator) + 2
     terminated, truncated = torch.zeros(2, 4, 6, dtype=torch.bool)
     early, late = torch.randint(2, (2, 4), generator=generator).tolist()
     terminated[0, 1 + early[0]] = truncated[1, 1 + early[1]] = True
@@ -102,7 +95,7 @@ FOLLOW_UP = Exercise(
 
 def _rows(generator: Generator) -> dict:
     """One row without a reset, and two with one in different places; a fall and a cut."""
-    rewards, values, after = _normal(3, 3, 6, generator=generator)
+    rewards, values, after = normal(3, 3, 6, generator=generator)
     mask, order = torch.ones(3, 6, dtype=torch.bool), torch.randperm(3, generator=generator)
     resets = torch.randint(2, (2,), generator=generator).tolist()
     for k, reset in enumerate(resets):
@@ -110,7 +103,7 @@ def _rows(generator: Generator) -> dict:
     after[order[0], 1 + resets[0]] = 0  # the fall; that of the other row is a cut
     tables = {"rewards": rewards, "values": values, "next_values": after}
     tables = {name: x.masked_fill(~mask, 99) for name, x in tables.items()}
-    factors = {"gamma": _uniform(0.8, 0.95, generator), "lam": _uniform(0.4, 0.7, generator)}
+    factors = {"gamma": uniform(0.8, 0.95, generator), "lam": uniform(0.4, 0.7, generator)}
     return {**tables, "mask": mask, **factors}
 
 
@@ -195,14 +188,14 @@ LEARN_FROM = Exercise(
 def _played(generator: Generator) -> dict:
     mask = torch.ones(2, 4, dtype=torch.bool)
     mask[0, torch.randint(4, (), generator=generator)] = False
-    old, new = _normal(2, 2, 4, 2, generator=generator)
+    old, new = normal(2, 2, 4, 2, generator=generator)
     new = old + new / 2
-    values, advantages, targets = _normal(3, 2, 4, generator=generator)
+    values, advantages, targets = normal(3, 2, 4, generator=generator)
     new[~mask], old[~mask], values[~mask], targets[~mask] = new.new_tensor([-1, 1]), 0, 9, 2
     advantages[~mask] = 99
     played = {"logits": new, "values": values, "old_logits": old}
     played |= {"actions": torch.randint(2, (2, 4), generator=generator), "advantages": advantages}
-    return played | {"targets": targets, "mask": mask, "beta_old": _uniform(0.4, 0.8, generator)}
+    return played | {"targets": targets, "mask": mask, "beta_old": uniform(0.4, 0.8, generator)}
 
 
 def _by_steps(logits, values, old_logits, actions, advantages, targets, mask, beta_old) -> Tensor:

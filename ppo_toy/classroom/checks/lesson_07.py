@@ -6,29 +6,15 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-
-
-def _uniform(low: float, high: float, generator: Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _lengths(*lengths: int, generator: Generator) -> Tensor:
-    """A mask with one row of each length, in any order; padding stands behind."""
-    shuffled = torch.tensor(lengths)[torch.randperm(len(lengths), generator=generator)]
-    return torch.arange(max(lengths)) < shuffled[:, None]
-
+from ppo_toy.classroom.inputs import normal, random_mask, uniform
 
 # Attention.
 
 
 def _prompts(generator: Generator) -> dict:
-    mask = _lengths(4, 3, generator=generator).flip(1)
-    query, key = 1.5 * _normal(2, 2, 4, 3, generator=generator)
-    value, behind = _normal(2, 4, 2, generator=generator), ~mask[..., None]
+    mask = random_mask(4, 3, generator=generator).flip(1)
+    query, key = 1.5 * normal(2, 2, 4, 3, generator=generator)
+    value, behind = normal(2, 4, 2, generator=generator), ~mask[..., None]
     masked = {"query": query.masked_fill(behind, 3), "key": key.masked_fill(behind, 2)}
     return masked | {"value": value.masked_fill(behind, 99), "mask": mask}
 
@@ -112,8 +98,8 @@ ATTENTION = Exercise(
 
 
 def _texts(generator: Generator) -> dict:
-    mask = _lengths(3, 2, 1, generator=generator)
-    logits = _normal(3, 5, 3, generator=generator)
+    mask = random_mask(3, 2, 1, generator=generator)
+    logits = normal(3, 5, 3, generator=generator)
     text = torch.randint(3, (3, 5), generator=generator)
     text[:, 2:][~mask] = 0
     logits[:, 1:4][~mask] = torch.tensor([-99.0, 0, 0], dtype=torch.float64)
@@ -193,12 +179,12 @@ LOSS = Exercise(
 
 
 def _steps(generator: Generator) -> dict:
-    mask = _lengths(3, 2, generator=generator)
-    logits, ref_logits = 1.5 * _normal(2, 2, 3, 3, generator=generator)
+    mask = random_mask(3, 2, generator=generator)
+    logits, ref_logits = 1.5 * normal(2, 2, 3, 3, generator=generator)
     logits[~mask] = torch.tensor([30.0, 0, 0], dtype=torch.float64)
     ref_logits[~mask] = torch.tensor([0, 30.0, 0], dtype=torch.float64)
     named = {"logits": logits, "ref_logits": ref_logits, "mask": mask}
-    return named | {"temperature": _uniform(0.5, 0.8, generator)}
+    return named | {"temperature": uniform(0.5, 0.8, generator)}
 
 
 def _kl_of_powers(logits: Tensor, ref_logits: Tensor, mask: Tensor, temperature: float) -> Tensor:

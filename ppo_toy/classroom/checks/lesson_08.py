@@ -5,11 +5,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ppo_toy.classroom.exercise import Exercise
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
+from ppo_toy.classroom.inputs import normal
 
 # Votes: the share, the ceiling, the agreement.
 
@@ -19,11 +15,11 @@ def _ballots(generator: Generator) -> dict:
     signs = torch.tensor([[0, 0, 0, 0, 0], [1, -1, -1, 0, 0], [1, 1, 1, -6, -6], [1, 1, 1, 1, 1]])
     signs = torch.stack([row[torch.randperm(5, generator=generator)] for row in signs])
     sides = 1 - 2 * torch.randint(2, (4, 1), generator=generator)
-    gaps = 0.2 + 0.6 * _normal(4, 5, generator=generator).sigmoid()
-    worth_b = _normal(4, 5, generator=generator)
+    gaps = 0.2 + 0.6 * normal(4, 5, generator=generator).sigmoid()
+    worth_b = normal(4, 5, generator=generator)
     worth_a = worth_b + signs * sides * gaps  # -6: the mean worth is not with the majority
     pairs = torch.randperm(4, generator=generator)
-    weights = _normal(4, generator=generator).softmax(0)
+    weights = normal(4, generator=generator).softmax(0)
     return {"worth_a": worth_a[pairs].T, "worth_b": worth_b[pairs].T, "weights": weights}
 
 
@@ -89,11 +85,11 @@ VOTES = Exercise(
 
 def _choices(generator: Generator) -> dict:
     """Five pairs, one of them rare and with a difference of about plus or minus 800."""
-    reward_a, reward_b = _normal(2, 5, generator=generator)
+    reward_a, reward_b = normal(2, 5, generator=generator)
     side = 1 - 2 * torch.randint(2, (), generator=generator)
     reward_a[0], reward_b[0] = side * (400 + reward_a[0]), -side * 400
-    share = 0.1 + 0.8 * _normal(5, generator=generator).sigmoid()
-    weights = torch.cat([torch.tensor([0.001]), 0.999 * _normal(4, generator=generator).softmax(0)])
+    share = 0.1 + 0.8 * normal(5, generator=generator).sigmoid()
+    weights = torch.cat([torch.tensor([0.001]), 0.999 * normal(4, generator=generator).softmax(0)])
     order = torch.randperm(5, generator=generator)
     columns = torch.stack([reward_a, reward_b, share, weights])[:, order]
     return dict(zip(("reward_a", "reward_b", "share", "weights"), columns, strict=True))
@@ -147,7 +143,7 @@ def _rows(generator: Generator) -> dict:
     responses = torch.tensor(others)[torch.randint(6, (4, 4), generator=generator)]
     responses[[0, 1, 1, 2], [0, 1, 3, 3]] = end_token
     behind = torch.arange(5) > torch.tensor([[1], [2], [4], [4]])
-    values = _normal(4, 5, generator=generator).masked_fill(behind, 99)
+    values = normal(4, 5, generator=generator).masked_fill(behind, 99)
     order = torch.randperm(4, generator=generator)
     return {"values": values[order], "responses": responses[order], "end_token": end_token}
 
@@ -193,8 +189,8 @@ END = Exercise(
 
 
 def _priced(generator: Generator) -> dict:
-    beta, scale = (0.5 + 0.4 * _normal(2, generator=generator).sigmoid()).tolist()
-    rewards, logits = _normal(2, 4, generator=generator)
+    beta, scale = (0.5 + 0.4 * normal(2, generator=generator).sigmoid()).tolist()
+    rewards, logits = normal(2, 4, generator=generator)
     named = {"rewards": 1 + rewards, "ref_probs": logits.softmax(0)}
     return named | {"beta": beta, "scale": 1 + scale}
 

@@ -4,14 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-
-
-def _uniform(low: float, high: float, generator: Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from ppo_toy.classroom.inputs import normal, random_mask, uniform
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -28,7 +21,7 @@ def _same(x: Tensor, *_: Tensor) -> Tensor:
 def _tables(generator: Generator) -> dict:
     """Four responses of up to four tokens; one at least ends early, and one does not end."""
     while True:
-        first, after = _normal(4, generator=generator), _normal(4, 4, generator=generator)
+        first, after = normal(4, generator=generator), normal(4, 4, generator=generator)
         u = torch.rand(4, 4, generator=generator, dtype=torch.float64)
         end = int(torch.randint(1, 4, (), generator=generator))
         lengths = _rolled(first, after, u, end)[1].sum(dim=1)
@@ -111,12 +104,11 @@ ROLL_OUT = Exercise(
 
 
 def _batch(generator: Generator) -> dict:
-    lengths = torch.tensor([4, 3, 2])[torch.randperm(3, generator=generator)]
-    mask = torch.arange(4) < lengths[:, None]
+    mask = random_mask(4, 3, 2, generator=generator)
     ref = -0.5 - torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    new = ref + 0.5 * _normal(3, 4, generator=generator)
+    new = ref + 0.5 * normal(3, 4, generator=generator)
     padded = {"log_probs": new.masked_fill(~mask, 99), "ref_log_probs": ref.masked_fill(~mask, 9)}
-    rewards, beta = _normal(3, generator=generator), _uniform(0.3, 0.8, generator)
+    rewards, beta = normal(3, generator=generator), uniform(0.3, 0.8, generator)
     return padded | {"rewards": rewards, "mask": mask, "beta": beta}
 
 
@@ -196,10 +188,10 @@ SURROGATE = Exercise(
 
 def _listed(generator: Generator) -> dict:
     """A policy on the way from the reference to the best one, with some noise."""
-    log_ref = _normal(3, 4, generator=generator).log_softmax(-1)
-    rewards, beta = _normal(3, 4, generator=generator), _uniform(0.4, 0.8, generator)
-    noise = 0.3 * _normal(3, 4, generator=generator)
-    log_pi = (log_ref + _uniform(0.4, 0.8, generator) * rewards / beta + noise).log_softmax(-1)
+    log_ref = normal(3, 4, generator=generator).log_softmax(-1)
+    rewards, beta = normal(3, 4, generator=generator), uniform(0.4, 0.8, generator)
+    noise = 0.3 * normal(3, 4, generator=generator)
+    log_pi = (log_ref + uniform(0.4, 0.8, generator) * rewards / beta + noise).log_softmax(-1)
     return {"log_pi": log_pi, "log_ref": log_ref, "rewards": rewards, "beta": beta}
 
 
@@ -267,11 +259,11 @@ def _stale(generator: Generator) -> dict:
     """A batch in which the clip acts, and not on every word."""
     while True:
         case = dict(
-            zip(("logits", "ref_logits"), _normal(2, 4, generator=generator) / 2, strict=True)
+            zip(("logits", "ref_logits"), normal(2, 4, generator=generator) / 2, strict=True)
         )
         case |= {"words": torch.randint(4, (6,), generator=generator)}
-        case |= {"advantages": _normal(6, generator=generator)}
-        case |= {"beta": _uniform(0.3, 0.6, generator), "epsilon": _uniform(0.1, 0.2, generator)}
+        case |= {"advantages": normal(6, generator=generator)}
+        case |= {"beta": uniform(0.3, 0.6, generator), "epsilon": uniform(0.1, 0.2, generator)}
         case |= {"step_size": 0.8}
         if _climbed(*case.values())[1] < 0.8 * _climbed(*(case | {"epsilon": 9}).values())[1]:
             return case

@@ -7,14 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-
-
-def _uniform(low: float, high: float, *shape: int, generator: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from ppo_toy.classroom.inputs import normal, uniform
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
@@ -26,9 +19,9 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 def _tied(generator: Generator) -> dict:
     levels = torch.tensor([0, 0, 1, 2, 2])[torch.randperm(5, generator=generator)]
-    proxy = _normal(3, generator=generator)[levels]
+    proxy = normal(3, generator=generator)[levels]
     n = torch.randint(2, 5, (), generator=generator).item()
-    return {"p_ref": _normal(5, generator=generator).softmax(-1), "proxy": proxy, "n": n}
+    return {"p_ref": normal(5, generator=generator).softmax(-1), "proxy": proxy, "n": n}
 
 
 def _all_draws(p_ref: Tensor, proxy: Tensor, n: int) -> tuple:
@@ -100,7 +93,7 @@ LAW = Exercise(
 
 
 def _pot(generator: Generator) -> dict:
-    return dict(zip(("proxy", "gold"), _normal(2, 6, generator=generator), strict=True))
+    return dict(zip(("proxy", "gold"), normal(2, 6, generator=generator), strict=True))
 
 
 def _all_sets(proxy: Tensor, gold: Tensor) -> Tensor:
@@ -154,9 +147,9 @@ POT = Exercise(
 
 
 def _three_vectors(generator: Generator) -> dict:
-    proxy, noise = _normal(2, 5, generator=generator)
-    beta = _uniform(0.5, 0.9, generator=generator).item()
-    p_ref = _normal(5, generator=generator).softmax(-1)
+    proxy, noise = normal(2, 5, generator=generator)
+    beta = uniform(0.5, 0.9, generator)
+    p_ref = normal(5, generator=generator).softmax(-1)
     return {"p_ref": p_ref, "proxy": proxy, "gold": 0.5 * proxy + noise, "beta": beta}
 
 
@@ -224,13 +217,13 @@ NEXT_NAT = Exercise(
 
 def _runs(generator: Generator) -> dict:
     """One run that only rises, one that swings back and one that never gets there."""
-    budget = _uniform(0.8, 1.4, generator=generator).item()
-    kl = _uniform(0.3, 0.8, 3, 5, generator=generator) * budget
+    budget = uniform(0.8, 1.4, generator)
+    kl = (0.3 + 0.5 * torch.rand(3, 5, generator=generator, dtype=torch.float64)) * budget
     kl[:, 0] = 0
     kl[0] = (2 * kl[0]).cumsum(0)
     kl[1] += budget * torch.tensor([0.0, 0, 0.8, 0, 0.9])
     kl = kl[torch.randperm(3, generator=generator)]
-    return {"kl": kl, "gold": _normal(3, 5, generator=generator), "budget": budget}
+    return {"kl": kl, "gold": normal(3, 5, generator=generator), "budget": budget}
 
 
 def _walk(kl: Tensor, gold: Tensor, budget: float) -> Tensor:

@@ -5,30 +5,26 @@ from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
 from ppo_toy.classroom.exercise import Exercise
-
-
-def _normal(*shape: int, generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from ppo_toy.classroom.inputs import normal, random_mask
 
 
 def _beta(generator: Generator) -> float:
-    return (0.4 + 0.4 * _normal(generator=generator).sigmoid()).item()
+    return (0.4 + 0.4 * normal(generator=generator).sigmoid()).item()
 
 
 def _tokens(*shape: int, generator: Generator) -> dict:
     """Log-probabilities of rows of 4, 3 and 2 tokens in any order; a log-ratio of 2 behind them."""
-    lengths = torch.arange(2, 2 + shape[-2])[torch.randperm(shape[-2], generator=generator)]
-    mask = (torch.arange(shape[-1]) < lengths[:, None]).expand(shape)
+    mask = random_mask(2, 3, 4, generator=generator).expand(shape)
     mask = mask if len(shape) == 2 else torch.stack([mask[0], mask[1].roll(1, dims=0)])
-    ref = -0.5 - 1.5 * _normal(*shape, generator=generator).sigmoid()
-    new = (ref + 0.5 * _normal(*shape, generator=generator)).masked_fill(~mask, 99)
+    ref = -0.5 - 1.5 * normal(*shape, generator=generator).sigmoid()
+    new = (ref + 0.5 * normal(*shape, generator=generator)).masked_fill(~mask, 99)
     return {"log_probs": new, "ref_log_probs": ref.masked_fill(~mask, 97), "mask": mask}
 
 
 def _batch(generator: Generator) -> dict:
     """For the penalty in the reward: three responses with a reward each."""
     named = _tokens(3, 4, generator=generator)
-    mask, rewards = named.pop("mask"), _normal(3, generator=generator)
+    mask, rewards = named.pop("mask"), normal(3, generator=generator)
     return named | {"rewards": rewards, "beta": _beta(generator), "mask": mask}
 
 
@@ -90,9 +86,9 @@ BUG = Exercise(
 
 def _groups(generator: Generator) -> dict:
     """For RLOO: two prompts with four responses each."""
-    new, ref = -4 * _normal(2, 2, 4, generator=generator).sigmoid()
+    new, ref = -4 * normal(2, 2, 4, generator=generator).sigmoid()
     named = {"log_probs": new, "ref_log_probs": ref}
-    return named | {"rewards": _normal(2, 4, generator=generator), "beta": _beta(generator)}
+    return named | {"rewards": normal(2, 4, generator=generator), "beta": _beta(generator)}
 
 
 def _rloo(log_probs: Tensor, ref: Tensor, rewards: Tensor, beta: float) -> Tensor:
@@ -202,7 +198,7 @@ def _solved(generator: Generator) -> dict:
     """For GRPO: prompts with rewards all alike, two sorts of 0 and 1, and others; in any order."""
     rewards = (torch.arange(5) < torch.tensor([[0], [1], [2], [0]])).double()
     rewards = (rewards - torch.randint(2, (4, 1), generator=generator)).abs()
-    rewards[3] = _normal(5, generator=generator)
+    rewards[3] = normal(5, generator=generator)
     rewards = torch.stack([row[torch.randperm(5, generator=generator)] for row in rewards])
     return {"rewards": rewards[torch.randperm(4, generator=generator)], "beta": _beta(generator)}
 
