@@ -8,7 +8,8 @@ import torch
 
 from ppo_toy.classroom import checks
 from ppo_toy.classroom.check import transcript
-from ppo_toy.classroom.exercise import find, lesson_of
+from ppo_toy.classroom.exercise import Exercise, find, lesson_of
+from ppo_toy.classroom.inputs import normal, random_mask, uniform
 
 LESSONS = [module.name.removeprefix("lesson_") for module in pkgutil.iter_modules(checks.__path__)]
 EXERCISES = [exercise for lesson in LESSONS for exercise in lesson_of(f"{lesson}-").values()]
@@ -63,3 +64,51 @@ def test_single_precision_is_precise_enough(exercise):
         return [torch.as_tensor(part).float() for part in parts]
 
     assert exercise.fault(rounded, cases) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (lambda x: x.sum(), "it should return 2 things (number, array [3]); it returned 1 number"),
+        (lambda x: x, "it should return 2 things (number, array [3]); it returned 1 array [3]"),
+        (lambda x: (), "it should return 2 things (number, array [3]); it returned nothing"),
+        (lambda x: list(x), "it should return 2 things (number, array [3]); it returned 3 numbers"),
+        (lambda x: (x.sum(), x[:2]), "it returned 2 things (number, array [2])"),
+        (lambda x: (x.sum(), x, x.sum()), "it returned 3 things (number, array [3], number)"),
+    ],
+)
+@pytest.mark.parametrize("differentiate", [(), ("x",)])
+def test_too_few_and_too_many_things_are_counted(answer, verdict, differentiate):
+    exercise = Exercise(
+        name="00-sum",
+        draw=lambda generator: {"x": normal(3, generator=generator)},
+        route=lambda x: (x.sum(), x),
+        differentiate=differentiate,
+    )
+    fault = exercise.fault(answer, exercise.cases(seed=0))
+    assert fault.startswith("the shape is not right: it should return")
+    assert fault.endswith(verdict)
+
+
+def test_one_number_is_told_from_several():
+    exercise = Exercise(
+        name="00-two",
+        draw=lambda generator: {"x": uniform(1, 2, generator)},
+        route=lambda x: (x, 2 * x),
+    )
+    fault = exercise.fault(lambda x: x, exercise.cases(seed=0))
+    assert fault == "the shape is not right: it should return 2 numbers; it returned 1 number"
+
+
+def test_a_random_mask_has_one_row_of_each_length():
+    masks = [random_mask(4, 2, 3, generator=torch.Generator().manual_seed(k)) for k in range(9)]
+    for mask in masks:
+        assert mask.shape == (3, 4)
+        assert sorted(mask.sum(dim=1).tolist()) == [2, 3, 4]
+        assert not (mask[:, 1:] & ~mask[:, :-1]).any()  # padding stands behind
+    assert len({tuple(mask.sum(dim=1).tolist()) for mask in masks}) > 1
+
+
+def test_a_uniform_number_lies_between_its_bounds():
+    generator = torch.Generator().manual_seed(0)
+    assert all(0.3 <= uniform(0.3, 0.4, generator) < 0.4 for _ in range(100))

@@ -61,9 +61,9 @@ WRONG_FOLLOW_UP = [
     (follow_up(last=False), "the last column has a next value too"),
     (follow_up(cut=False), "where a step does not count"),
     (follow_up("none"), "the value is not right"),
-    (lambda *a: (~follow_up()(*a)[0], follow_up()(*a)[1]), "the wrong way round"),
+    (lambda *a: (~follow_up()(*a)[0], follow_up()(*a)[1]), "the value is not right"),
     (lambda v, *a: (follow_up()(v, *a)[0], v * (follow_up()(v, *a)[1] != 0)), "of the same step"),
-    (lambda v, *a: follow_up()(v, v[:, -1], *a[1:]), "not its own value"),
+    (lambda v, *a: follow_up()(v, v[:, -1], *a[1:]), "the value is not right"),
     (lambda *a: follow_up()(*a)[1], "shape is not right"),
 ]
 
@@ -190,7 +190,7 @@ WRONG_LOSS = [
     (loss(half=1), "the half"),
     (loss(up=1), "the surrogate is added"),
     (loss(down=-1), "the KL is subtracted"),
-    (loss(up=1, down=-1), "both have the wrong sign"),
+    (loss(up=1, down=-1), "the value is not right"),
     (loss(down=0), "the KL is missing"),
     (loss(end=lambda x, m: (x * m).sum()), "the steps are added up"),
     (loss(end=lambda x, m: x.mean()), "steps that do not count are in the mean"),

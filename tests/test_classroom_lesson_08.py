@@ -82,7 +82,7 @@ WRONG_VOTES = [
     (votes(mean=lambda w, x: x.mean()), "the weights are missing"),
     (votes(mean=lambda w, x: torch.mean(w * x)), "once more"),
     (votes(mean=lambda w, x: w * x), "the shape is not right"),
-    (lambda a, b, w: votes()(a, b, w)[0], "expected case 1, returned []"),
+    (lambda a, b, w: votes()(a, b, w)[0], "; it returned 1 array [4]"),
 ]
 
 
@@ -249,7 +249,7 @@ WRONG_UNIT = [
         lambda r, p, b, c: ((new := c * r - p @ r), b * c, (p @ (new / b / c).exp()).log() * b * c),
         "multiplied by c too",
     ),
-    (lambda *x: unit()(*x)[:2], "expected case 1, returned []"),
+    (lambda *x: unit()(*x)[:2], "; it returned 2 things (array [4], number)"),
     (lambda *x: [y.detach() if torch.is_tensor(y) else y for y in unit()(*x)], "no gradient"),
 ]
 

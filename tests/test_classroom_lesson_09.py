@@ -75,7 +75,7 @@ WRONG_ROLL_OUT = [
     (roll_out(late=True), "the end token counts too"),
     (roll_out(cut=False), "log-probabilities must be 0"),
     (roll_out(pad=False), "tokens must be `end`"),
-    (roll_out(pad=False, cut=False), "only the mask is right"),
+    (roll_out(pad=False, cut=False), "the value is not right"),
     (roll_out(lambda f, a, k: f.expand(len(k), -1)), "like a first one"),
     (roll_out(lambda f, a, k: a[:, k].T), "read by columns"),
     (roll_out(pick=lambda p: p.max(-1).indices), "likeliest token"),

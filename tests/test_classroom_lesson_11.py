@@ -254,7 +254,7 @@ WRONG_GRPO = [
         lambda r, b: ((r - r.mean()) / r.std(correction=0), b * r.std(correction=0).expand(4)),
         "its own mean and s",
     ),
-    (lambda r, b: grpo()(r, b)[0], "expected case 1, returned [4]"),
+    (lambda r, b: grpo()(r, b)[0], "; it returned 1 array [4, 5]"),
 ]
 
 

@@ -80,9 +80,9 @@ class Exercise:
         for message, mistake in self.mistakes.items():
             if lines == transcript(mistake, cases):
                 return message
-        if [_label(line) for line in lines] != [_label(line) for line in right]:
-            got, wanted = _first_difference(map(_label, lines), map(_label, right))
-            return f"the shape is not right: expected {wanted}, got {got}"
+        labels, due = [_label(line) for line in lines], [_label(line) for line in right]
+        if labels != due:
+            return f"the shape is not right: {_wrong_shape(labels, due)}"
         got, wanted = _first_difference(lines, right)
         where, numbers = _label(wanted), _numbers(got)
         if ", returned " in where:
@@ -127,6 +127,37 @@ def _label(line: str) -> str:
 
 def _numbers(line: str) -> str:
     return line.partition(": ")[2]
+
+
+def _wrong_shape(labels: Sequence[str], due: Sequence[str]) -> str:
+    """What should have been returned, and what was, in the first case where they differ."""
+    came = _shapes(labels)
+    for case, wanted in _shapes(due).items():
+        got = came.get(case, [])
+        if got != wanted:
+            return f"it should return {_in_words(wanted)}; it returned {_in_words(got)}"
+    got, wanted = _first_difference(labels, due)
+    return f"expected {wanted}, got {got}"
+
+
+def _shapes(labels: Sequence[str]) -> dict[str, list[str]]:
+    """Of what was returned, by case; a single number's is []."""
+    shapes: dict[str, list[str]] = {}
+    for label in labels:
+        case, returned, shape = label.partition(", returned ")
+        if returned:
+            shapes.setdefault(case, []).append(shape)
+    return shapes
+
+
+def _in_words(shapes: Sequence[str]) -> str:
+    """How many things, and which: "3 numbers", "2 things (number, array [3])"."""
+    n, things = len(shapes), ["number" if x == "[]" else f"array {x}" for x in shapes]
+    if n < 2:
+        return f"1 {things[0]}" if things else "nothing"
+    if set(things) == {"number"}:
+        return f"{n} numbers"
+    return f"{n} things ({', '.join(things)})"
 
 
 def _first_difference(lines: Any, right: Any) -> tuple[str, str]:

@@ -19,7 +19,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbval.plugin import comment_markers
 
-from ppo_toy.classroom import checks
+from ppo_toy.classroom import checks, inputs
 from ppo_toy.classroom.exercise import Exercise, find
 from ppo_toy.classroom.release import nbgrader, stub
 
@@ -67,8 +67,9 @@ class Reference:
                 points = nbgrader(notebook.cells[check])["points"]
                 questions[name] = Question(find(name), k, check, points)
         digest = hashlib.sha256(path.read_bytes())
-        lesson = Path(checks.__file__).parent / f"lesson_{path.stem.split('_')[0]}.py"
-        digest.update(lesson.read_bytes() if lesson.is_file() else b"")
+        modules = Path(checks.__file__).parent.glob(f"lesson_{path.stem.split('_')[0]}[._]*")
+        for module in [Path(inputs.__file__), *sorted(modules)]:
+            digest.update(module.read_bytes())
         return cls(path.stem, notebook, questions, digest.hexdigest())
 
     @classmethod

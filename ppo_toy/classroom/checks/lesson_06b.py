@@ -63,9 +63,7 @@ FOLLOW_UP = Exercise(
     route=_walk,
     own=("Driver", "roll_out"),
     mistakes={
-        "a cut is taken for an end: after it the next value is not 0": _follow(
-            worthless=torch.logical_or
-        ),
+        "a cut is taken for an end: the value goes on": _follow(worthless=torch.logical_or),
         "after a fall the next value is 0": _follow(worthless=lambda fell, _: fell & ~fell),
         "fall and cut are swapped": _follow(worthless=lambda fell, clock: clock),
         "the step after a cut resets too and does not count": _follow(_same),
@@ -74,17 +72,10 @@ FOLLOW_UP = Exercise(
         "`resets_first` is not used: it says whether the first step counts": _follow(
             mask=lambda first, over: ~_after(first & ~first, over)
         ),
-        "the mask is the wrong way round: True where a step counts": lambda *a: (
-            ~_follow()(*a)[0],
-            _follow()(*a)[1],
-        ),
         "the last column has a next value too: `last_values`": _follow(
             shift=lambda v, last: torch.cat([v[:, 1:], 0 * v[:, :1]], 1)
         ),
         "these are the values of the same step; the next one's are wanted": _follow(shift=_same),
-        "the last column reaches `last_values`, not its own value": _follow(
-            shift=lambda v, last: torch.cat([v[:, 1:], v[:, -1:]], 1)
-        ),
         "where a step does not count the next value has to be 0": _follow(cut=torch.ones_like),
     },
 )
@@ -121,7 +112,7 @@ def _summed(rewards, values, next_values, mask, gamma, lam) -> tuple:
 
 def _learn(
     delta=lambda r, v, after, g: r + g * after - v, inside=True, chain=True, end=True,
-    factor=lambda g, lam: g * lam, target=lambda a, r, v, after, g: a + v,
+    factor=lambda g, lam: g * lam, target=torch.add,
 ):  # fmt: skip
     """Both tables; `inside`, `chain` and `end` say where the mask is applied."""
 
@@ -133,14 +124,10 @@ def _learn(
             carry = carry.masked_fill(~mask[:, t], 0) if chain else carry
             columns.insert(0, carry)
         a = torch.stack(columns, 1)
-        both = a, target(a, r, v, after, g)
+        both = a, target(a, v)
         return tuple(x.masked_fill(~mask, 0) for x in both) if end else both
 
     return answer
-
-
-def _shifted(v: Tensor) -> Tensor:
-    return torch.cat([v[:, 1:], 0 * v[:, :1]], 1)
 
 
 def _forward(r, v, after, mask, g, lam):
@@ -158,26 +145,14 @@ LEARN_FROM = Exercise(
         "δ of the step that resets leaks out": _learn(inside=False, chain=False),
         "the mask is not used at all": _learn(inside=False, chain=False, end=False),
         "the targets are not 0 where the mask is False": _learn(end=False),
-        "these are shifted values, not `next_values`": _learn(
-            lambda r, v, after, g: r + g * _shifted(v) - v
-        ),
         "the next value is missing in δ": _learn(lambda r, v, after, g: r - v),
-        "the present value is not subtracted in δ": _learn(lambda r, v, after, g: r + g * after),
         "γ is missing before the next value": _learn(lambda r, v, after, g: r + after - v),
         "γ is missing in the recursion: the factor is γλ": _learn(factor=lambda g, lam: lam),
         "λ is missing in the recursion: the factor is γλ": _learn(factor=lambda g, lam: g),
         "the later errors are missing: this is δ": _learn(factor=lambda g, lam: 0),
         "it adds up earlier errors: go from the last column to the first": _forward,
         "the advantages are right; V is missing in the targets": _learn(target=_same),
-        "the advantages are right; V is subtracted in the targets": _learn(
-            target=lambda a, r, v, after, g: a - v
-        ),
-        "the advantages are right; the targets are A + V, not A + the next value": _learn(
-            target=lambda a, r, v, after, g: a + after
-        ),
-        "the advantages are right; these targets look one step ahead, as if λ = 0": _learn(
-            target=lambda a, r, v, after, g: r + g * after
-        ),
+        "the advantages are right; V is subtracted in the targets": _learn(target=torch.sub),
     },
 )
 
@@ -211,10 +186,6 @@ def _by_steps(logits, values, old_logits, actions, advantages, targets, mask, be
     return total / len(a)
 
 
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    return x[mask].mean()
-
-
 def _white(a: Tensor, mask: Tensor, shift=True, scale=True, correction=0) -> Tensor:
     kept = a[mask]
     spread = kept.std(correction=correction) if scale else 1
@@ -223,7 +194,7 @@ def _white(a: Tensor, mask: Tensor, shift=True, scale=True, correction=0) -> Ten
 
 def _loss(
     white=_white, kl=lambda x, o: (o.exp() * (o - x)).sum(-1), sign=1, half=0.5, price=_same,
-    mean=_mean, critic=_mean, fixed="oag", ratio=lambda d: d.exp(),
+    mean=lambda x, m: x[m].mean(), fixed="oag", ratio=lambda d: d.exp(),
 ):  # fmt: skip
     """The loss with something else in the place of some of it; `fixed` names the constants."""
 
@@ -232,7 +203,7 @@ def _loss(
         x, o = x.log_softmax(-1), o.log_softmax(-1)
         drawn = (x - o).gather(-1, k[..., None])[..., 0]
         actor = price(b) * kl(x, o) - sign * ratio(drawn) * white(a, m)
-        return critic(half * (v - g) ** 2, m) + mean(actor, m)
+        return mean(half * (v - g) ** 2 + actor, m)
 
     return answer
 
@@ -247,7 +218,6 @@ _FAULTS = {  # of the value
     "the spread is missing in whitening": dict(white=lambda a, m: _white(a, m, True, False)),
     "the surrogate is added; a loss is minimised": dict(sign=-1),
     "the KL is subtracted; a loss is minimised": dict(price=lambda b: -b),
-    "surrogate and KL both have the wrong sign": dict(sign=-1, price=lambda b: -b),
     "the KL is missing": dict(price=lambda b: 0),
     "β is missing": dict(price=lambda b: 1),
     "the KL is turned round: the old policy stands first": dict(
@@ -257,13 +227,8 @@ _FAULTS = {  # of the value
     "the exponential is missing: this is the log-ratio": dict(ratio=_same),
     "the half before the squared error is missing": dict(half=1),
     "the critic's error is missing": dict(half=0),
-    "the steps are added up; their mean is wanted": dict(
-        mean=lambda x, m: x[m].sum(), critic=lambda x, m: x[m].sum()
-    ),
-    "steps that do not count are in the critic's error": dict(critic=lambda x, m: x.mean()),
-    "steps that do not count are in the mean": dict(
-        mean=lambda x, m: x.mean(), critic=lambda x, m: x.mean()
-    ),
+    "the steps are added up; their mean is wanted": dict(mean=lambda x, m: x[m].sum()),
+    "steps that do not count are in the mean": dict(mean=lambda x, m: x.mean()),
 }
 
 LOSS = Exercise(

@@ -73,9 +73,6 @@ ATTENTION = Exercise(
         "the scores are divided by D; it should be √D": _gather(scale=lambda d: d),
         "√ of the value's width; D is that of query and key": _gather(scale=lambda d: 2**0.5),
         "the future is read: the lower triangle is missing": _gather(lambda m: _may(m, False)),
-        "the triangle is turned round: later tokens are read": _gather(
-            lambda m: _may(m, False).triu() | torch.eye(4, dtype=torch.bool)
-        ),
         "padding is read: only tokens that count may be": _gather(lambda m: _may(m, padded=True)),
         "both masks are missing": _gather(lambda m: _may(m, False, True)),
         "the mask is not used at all": _gather(lambda m: _may(m, padded=True), end=_keep),
@@ -229,9 +226,6 @@ TEMPERATURE = Exercise(
         "the policy is at temperature 1": _at(policy=lambda x, t: _log(x)),
         "the temperature is missing": lambda x, r, m, t: _at()(x, r, m, 1),
         "the probabilities in front are at temperature 1": _at(front=lambda x, t: _log(x)),
-        "the logarithms are at temperature 1": _at(
-            policy=lambda x, t: _log(x), ref=_at_1, front=lambda x, t: _log(x / t)
-        ),
         "the logits are multiplied by T; divide": lambda x, r, m, t: _at()(x, r, m, 1 / t),
         "the KL at temperature 1 is divided by T; divide the logits": lambda x, r, m, t: (
             _at()(x, r, m, 1) / t

@@ -3,12 +3,10 @@
 import torch
 from torch import Generator, Tensor
 
+from ppo_toy.classroom.checks.lesson_09_updates import UPDATES
 from ppo_toy.classroom.exercise import Exercise
 from ppo_toy.classroom.inputs import normal, random_mask, uniform
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+from ppo_toy.kl import kl_of_log_probs as _kl
 
 
 def _same(x: Tensor, *_: Tensor) -> Tensor:
@@ -85,11 +83,9 @@ ROLL_OUT = Exercise(
         "the end token counts too: the mask is True up to and including it": _roll(short=True),
         "behind the end the log-probabilities must be 0": _roll(cut=False),
         "behind the end the tokens must be `end`": _roll(pad=False),
-        "behind the end only the mask is right": _roll(pad=False, cut=False),
         "each token is drawn like a first one; what follows v is in row v": _roll(row="first"),
         "the table is read by columns: row v holds what follows v": _roll(row="column"),
         "the likeliest token is taken; draw it with u": _roll(lambda p, u: p.argmax(-1)),
-        "it counts the sums above u, not those up to u": _roll(lambda p, u: 3 - _count(p, u)),
         "only the first u of each row is used: every token has its own": (
             lambda f, a, u, end: _roll()(f, a, u[:, :1].expand_as(u), end)
         ),
@@ -248,87 +244,6 @@ TWO_RULERS = Exercise(
             lambda q, r, b: ((q + r / b).softmax(1) * r).sum(1)
         ),
         "the two are swapped: the share is the first": lambda *a: _rule()(*a)[::-1],
-    },
-)
-
-
-# Several updates from one batch.
-
-
-def _stale(generator: Generator) -> dict:
-    """A batch in which the clip acts, and not on every word."""
-    while True:
-        case = dict(
-            zip(("logits", "ref_logits"), normal(2, 4, generator=generator) / 2, strict=True)
-        )
-        case |= {"words": torch.randint(4, (6,), generator=generator)}
-        case |= {"advantages": normal(6, generator=generator)}
-        case |= {"beta": uniform(0.3, 0.6, generator), "epsilon": uniform(0.1, 0.2, generator)}
-        case |= {"step_size": 0.8}
-        if _climbed(*case.values())[1] < 0.8 * _climbed(*(case | {"epsilon": 9}).values())[1]:
-            return case
-
-
-def _climbed(logits, ref_logits, words, advantages, beta, epsilon, step_size) -> tuple:
-    """With the gradient on paper, word by word."""
-    theta, q = logits.detach(), ref_logits.detach().softmax(-1)
-    old = theta.softmax(-1)
-    for _ in range(3):
-        p = theta.softmax(-1)
-        gradient = -beta * p * ((p / q).log() - (p * (p / q).log()).sum())
-        for word, a in zip(words.tolist(), advantages.tolist(), strict=True):
-            ratio = (p[word] / old[word]).item()
-            if not (a > 0 and ratio > 1 + epsilon) and not (a < 0 and ratio < 1 - epsilon):
-                score = torch.eye(len(p), dtype=p.dtype)[word] - p
-                gradient = gradient + ratio * a * score / len(words)
-        theta = theta + step_size * gradient
-    return theta, (old * (old / theta.softmax(-1)).log()).sum()
-
-
-def _gain(x: Tensor, a: Tensor, e: float) -> Tensor:
-    return torch.minimum(x.exp() * a, x.exp().clamp(1 - e, 1 + e) * a).mean()
-
-
-def _climb(old="drew", brake="now ref", moved="drew new", scale=1, rounds=3, gain=_gain, here=True):
-    """The updates with other policies in the ratio and in the two KLs, and other changes."""
-
-    def answer(x, q, words, a, b, e, step):
-        theta, told = x.detach(), {"drew": _log(x.detach()), "ref": _log(q.detach())}
-        for _ in range(rounds):
-            at = (theta if here else x).detach().clone().requires_grad_()
-            told |= {"now": _log(at), "last": _log(at.detach())}
-            worth = gain((told["now"] - told[old])[words], a, e)
-            worth = scale * worth - b * _kl(*(told[who] for who in brake.split()))
-            theta = theta + step * torch.autograd.grad(worth, at)[0]
-        told["new"] = _log(theta)
-        return theta, _kl(*(told[who] for who in moved.split()))
-
-    return answer
-
-
-UPDATES = Exercise(
-    name="09-updates",
-    draw=_stale,
-    route=_climbed,
-    own=("train", "train_on"),
-    mistakes={
-        "the bug is still there: π_old is taken anew for every update": _climb(
-            "last", moved="last new"
-        ),
-        "the KL is mended; in the ratio π_old is still taken anew for every update": _climb("last"),
-        "θ is right; the KL is that of the last update alone": _climb(moved="last new"),
-        "θ is right; the KL is turned round: π_old stands first": _climb(moved="new drew"),
-        "θ is right; the KL is that to the reference": _climb(moved="new ref"),
-        "the reference stands in the ratio; π_old should": _climb("ref"),
-        "each gradient is taken at the first logits; take it where θ is now": _climb(here=False),
-        "the KL to the reference is missing": _climb(brake="ref ref"),
-        "the brake is the KL to π_old; that to the reference is wanted": _climb(brake="drew now"),
-        "the brake's KL is turned round: π_θ stands first": _climb(brake="ref now"),
-        "the clip is gone": _climb(gain=lambda x, a, e: _gain(x, a, torch.inf)),
-        "the ratio is upside down": _climb(gain=lambda x, a, e: _gain(-x, a, e)),
-        "the words are added up; their mean is wanted": _climb(scale=6),
-        "only one update is made; three are wanted": _climb(rounds=1),
-        "it goes downhill": lambda *a: _climb()(*a[:-1], -a[-1]),
     },
 )
 

@@ -44,22 +44,12 @@ def _in_list(p: Tensor, proxy: Tensor) -> tuple[Tensor, Tensor]:
     return f, f - p
 
 
-def _alike(p: Tensor, f: Tensor, g: Tensor) -> Tensor:
-    return 1 / ((f[:, None] - f).abs() < 1e-9).sum(1)
-
-
-def _best(
-    mass=lambda f, g, n: f**n - g**n,
-    share=lambda p, f, g: p / (f - g),
-    kl=_kl,
-    up_to=_up_to,
-    draws=lambda n: n,
-):
+def _best(mass=lambda f, g, n: f**n - g**n, shared=True, kl=_kl, up_to=_up_to):
     """An answer with other parts; f is F, and g is the same for less."""
 
     def answer(p_ref, proxy, n):
         f, g = up_to(p_ref, proxy)
-        law = share(p_ref, f, g) * mass(f, g, draws(n))
+        law = mass(f, g, n) * (p_ref / (f - g) if shared else 1)
         return law, kl(law, p_ref)
 
     return answer
@@ -70,15 +60,10 @@ LAW = Exercise(
     draw=_tied,
     route=_all_draws,
     mistakes={
-        "ties are not shared: each gets what all have together": _best(share=lambda p, f, g: 1),
-        "ties share alike; they share as the reference would": _best(share=_alike),
+        "ties are not shared: each gets what all have together": _best(shared=False),
         "a tie counts as less if it is listed earlier": _best(up_to=_in_list),
         "F⁻ is missing: F to the power n is for at most": _best(lambda f, g, n: f**n),
         "this is the worst of n": _best(lambda f, g, n: (1 - g) ** n - (1 - f) ** n),
-        "this is the best of n − 1": _best(draws=lambda n: n - 1),
-        "F adds up probabilities, it does not count responses": _best(
-            up_to=lambda p, proxy: _up_to(torch.ones_like(p) / len(p), proxy)
-        ),
         "the KL is the formula, which is only a bound": lambda p, r, n: (
             (_best()(p, r, n)[0], math.log(n) - (n - 1) / n)
         ),
@@ -127,18 +112,13 @@ POT = Exercise(
     route=_all_sets,
     mistakes={
         "the draws are put back; the formula takes sets without": _put_back,
-        "this is the worst of each set: rank 1 is the lowest proxy": _pool(
-            lambda r, g: g[(-r).argsort()]
-        ),
+        "the worst of each set: rank 1 is the lowest proxy": _pool(lambda r, g: g[(-r).argsort()]),
         "it is sorted by gold; the proxy selects": _pool(lambda r, g: g.sort().values),
         "this is the proxy of the best; return its gold": _pool(lambda r, g: r.sort().values),
         "the draws are not sorted": _pool(lambda r, g: g),
         "argsort gives no ranks: index gold with it": _pool(lambda r, g: g[r.argsort().argsort()]),
         "the other n − 1 come from the i − 1 below": _pool(sets=math.comb),
         "it is not divided by the number of sets": _pool(per=1),
-        "only the first n draws are used; use all sets": lambda r, g: torch.stack(
-            [g[r[:n].argmax()] for n in range(1, len(g) + 1)]
-        ),
     },
 )
 
@@ -169,19 +149,17 @@ def _cov(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def _next(
     tilt=lambda f, r, g, b: f * (r / b).exp(),
-    per=lambda c, r, g: c / r,
+    per=lambda c, r, g, b: b * c / r,
     under=lambda p, f: p,
-    price=lambda b: b,
     kl=_kl,
-    cov=_cov,
 ):
-    """An answer with other parts; `per` is given the covariance and both variances."""
+    """An answer with other parts; `per` is given the covariance, both variances and β."""
 
     def answer(p_ref, proxy, gold, beta):
         mass = tilt(p_ref, proxy, gold, beta)
         p = mass / mass.sum()
         w, pairs = under(p, p_ref), ((gold, proxy), (proxy, proxy), (gold, gold))
-        return kl(p, p_ref), p @ gold, price(beta) * per(*(cov(w, x, y) for x, y in pairs))
+        return kl(p, p_ref), p @ gold, per(*(_cov(w, x, y) for x, y in pairs), beta)
 
     return answer
 
@@ -197,17 +175,10 @@ NEXT_NAT = Exercise(
         "the policy: the proxy tilts it, not gold": _next(lambda f, r, g, b: f * (g / b).exp()),
         "the policy: β is missing": _next(lambda f, r, g, b: f * r.exp()),
         "the KL's arguments are swapped: the policy stands first": _next(kl=lambda p, q: _kl(q, p)),
-        "per nat: β is missing": _next(price=lambda b: 1),
-        "per nat: β multiplies the fraction": _next(price=lambda b: 1 / b),
+        "per nat: β is missing": _next(per=lambda c, r, g, b: c / r),
         "per nat: this is under the reference; the policy has moved": _next(under=lambda p, f: f),
-        "per nat: the policy weighs the responses": _next(under=lambda p, f: 0 * p + 1 / len(p)),
-        "per nat: the variance is that of the proxy": _next(per=lambda c, r, g: c / g),
-        "per nat: this is a correlation; divide by Var(R)": _next(
-            per=lambda c, r, g: c / (r * g).sqrt()
-        ),
-        "per nat: divide by the variance, not its root": _next(per=lambda c, r, g: c / r.sqrt()),
-        "per nat: the variance is missing": _next(per=lambda c, r, g: c),
-        "per nat: subtract the means": _next(cov=lambda p, x, y: p @ (x * y)),
+        "per nat: the variance is that of the proxy": _next(per=lambda c, r, g, b: b * c / g),
+        "per nat: the variance is missing": _next(per=lambda c, r, g, b: b * c),
     },
 )
 
@@ -266,14 +237,11 @@ STOP = Exercise(
     route=_walk,
     mistakes={
         "as the buggy one: it counts all notes under the budget": _stop(lambda x: int((~x).sum())),
-        "it stops at the last time; stop at the first": _stop(
-            lambda x: int((~x).nonzero()[-1]) + 1
-        ),
+        "it stops at the last time; take the first": _stop(lambda x: int((~x).nonzero()[-1]) + 1),
         "it stops at the note after; interpolate": _stop(share=lambda x, y, b: 1),
         "it stops at the note before; interpolate": _stop(share=lambda x, y, b: 0),
         "the share is turned round": _stop(share=lambda x, y, b: (y - b) / (y - x)),
         "the step is too large by 1": _stop(step=lambda i, s: i + s),
-        "the step lacks the share": _stop(step=lambda i, s: i - 1),
         "under budget to the end: take the last note": _stop(never=lambda g: (0, g[0])),
         "the rows are swapped: the steps first": lambda kl, g, b: _stop()(kl, g, b).flip(0),
     },
