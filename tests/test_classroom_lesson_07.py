@@ -68,7 +68,10 @@ WRONG_ATTENTION = [
     (attend(future=True, padding=True), "both masks are missing"),
     (attend(cut=False), "is not 0"),
     (attend(diagonal=False), "the gradient is nan"),
-    (attend(diagonal=False, cut=False), "rows of padding are nan"),
+    (
+        attend(diagonal=False, cut=False),
+        "rows of padding are nan: let every token read itself, then",
+    ),
     (attend(shape=lambda s: s.mT), "query and key are swapped"),
     (attend(shape=torch.zeros_like), "the scores are missing"),
     (attend(shape=lambda s: s.detach()), "the weights lost their gradient"),

@@ -47,14 +47,18 @@ def roll_out_first_and_cut_afterwards(first, after, u, end):
     return [tokens, mask.double(), torch.where(mask, log_probs, 0)]
 
 
-def roll_out(row=lambda f, a, k: a[k], pad=True, cut=True, late=False, pick=None, stops=True):
+def roll_out(
+    row=lambda f, a, k: a[k], pad=True, cut=True, late=False, pick=None, stops=True, strict=False
+):
     def answer(f, a, u, end):
         b, n = u.shape
         tokens, mask, logs = torch.zeros(b, n).long(), torch.zeros(b, n).bool(), torch.zeros(b, n)
         alive, logits = torch.ones(b).bool(), f.expand(b, len(f))
         for t in range(n):
             p = logits.softmax(-1)
-            k = pick(p) if pick else (u[:, t : t + 1] >= p.cumsum(1)[:, :-1]).sum(1)
+            sums = p.cumsum(1)[:, :-1]
+            k = (u[:, t : t + 1] > sums if strict else u[:, t : t + 1] >= sums).sum(1)
+            k = pick(p) if pick else k
             if pad:
                 k = torch.where(alive, k, end)
             if late:
@@ -70,9 +74,22 @@ def roll_out(row=lambda f, a, k: a[k], pad=True, cut=True, late=False, pick=None
     return answer
 
 
+def padded_with_0(*x):
+    tokens, mask, _ = roll_out()(*x)
+    return [tokens * mask]
+
+
+def mixed(wrong, right, k):
+    return [*right[:k], wrong[k], *right[k + 1 :]]
+
+
 WRONG_ROLL_OUT = [
     (roll_out(stops=False, pad=False), "goes on after the end"),
-    (roll_out(late=True), "the end token counts too"),
+    (roll_out(late=True), "the end token counts too: "),
+    (roll_out(strict=True), "compare with ≤"),
+    (lambda *x: mixed(roll_out(late=True)(*x), roll_out()(*x), 1), "counts too in the mask"),
+    (lambda *x: mixed(roll_out(late=True)(*x), roll_out()(*x), 2), "has a log-probability too"),
+    (lambda *x: mixed(padded_with_0(*x), roll_out()(*x), 0), "must be `end`, not 0"),
     (roll_out(cut=False), "log-probabilities must be 0"),
     (roll_out(pad=False), "tokens must be `end`"),
     (roll_out(pad=False, cut=False), "the value is not right"),
@@ -118,16 +135,31 @@ def surrogate_with_a_matrix(log_probs, ref_log_probs, rewards, mask, beta):
 
 
 def surrogate(
-    others=lambda f: (f.sum() - f) / 2, detach=True, mask_ratio=True, mask_sum=True, end=torch.mean
+    others=lambda f: (f.sum() - f) / 2,
+    detach=True,
+    mask_ratio=True,
+    mask_sum=True,
+    end=torch.mean,
+    last=lambda x: x,
 ):
     def answer(n, q, r, m, b):
         ratio = torch.where(m, n - q, 0.0) if mask_ratio else n - q
         f = r - b * ratio.sum(-1)
         advantage = f - others(f)
         advantage = advantage.detach() if detach else advantage
-        return end(advantage * (n * m if mask_sum else n).sum(-1))
+        return end(advantage * last((n * m if mask_sum else n).sum(-1)))
 
     return answer
+
+
+def surrogate_by_step(new, ref, rewards, mask, beta):
+    ratio = (new - ref).masked_fill(~mask, 0)
+    total = 0
+    for t in range(4):
+        f = rewards - beta * ratio[:, t:].sum(1)
+        a = f - torch.stack([f[[j for j in range(3) if j != i]].mean() for i in range(3)])
+        total = total + a.detach() @ (new[:, t] * mask[:, t])
+    return total / 3
 
 
 WRONG_SURROGATE = [
@@ -136,6 +168,13 @@ WRONG_SURROGATE = [
     (surrogate(torch.mean), "the response itself is in the mean"),
     (surrogate(lambda f: f.sum() - f), "divide by B - 1"),
     (surrogate(torch.mean, detach=False), "only the others are; and detach A"),
+    (surrogate(lambda f: (f.sum() - f) / 3), "divided by B; divide"),
+    (surrogate_by_step, "not of the tokens from t on"),
+    (lambda n, q, *a: surrogate()(n, 0 * q, *a), "reference is missing"),
+    (
+        lambda n, q, r, m, b: surrogate(last=lambda x: x / m.sum(1))(n, q, r, m, b),
+        "probabilities are averaged",
+    ),
     (surrogate(mask_ratio=False), "padding counts in the log-ratio"),
     (surrogate(mask_sum=False), "padding counts in the last sum"),
     (surrogate(mask_ratio=False, mask_sum=False), "mask is not used at all"),

@@ -77,12 +77,12 @@ ATTENTION = Exercise(
         "both masks are missing": _gather(lambda m: _may(m, False, True)),
         "the mask is not used at all": _gather(lambda m: _may(m, padded=True), end=_keep),
         "what the padding gathers is not 0: set its rows to 0": _gather(end=_keep),
-        "rows of padding are nan; set them to 0": _gather(_no_eye, end=_keep),
+        "rows of padding are nan: let every token read itself, then set these rows to 0": _gather(
+            _no_eye, end=_keep
+        ),
         "the gradient is nan: let every token read itself": _gather(_no_eye),
         "the mask comes after the softmax": _gather(weights=lambda s, may: s.softmax(-1) * may),
-        "scores are set to 0; set them to −∞": _gather(
-            weights=lambda s, may: (s * may).softmax(-1)
-        ),
+        "scores are set to 0; set them to −∞": _gather(weights=lambda s, m: (s * m).softmax(-1)),
         "query and key are swapped: a row is a reader": lambda q, k, v, m: _gather()(k, q, v, m),
         "the weights do not sum to 1": _gather(weights=lambda s, may: s.exp() * may),
         "the scores are missing": _gather(weights=lambda s, may: _hide(0 * s, may)),

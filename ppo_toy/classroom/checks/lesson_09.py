@@ -1,11 +1,12 @@
-"""Lesson 09, RLHF: rolling out, the surrogate of form (B), two rulers, several updates a batch."""
+"""Lesson 09, RLHF: rolling out, two rulers; the other two exercises have a module each."""
 
 import torch
 from torch import Generator, Tensor
 
+from ppo_toy.classroom.checks.lesson_09_surrogate import SURROGATE
 from ppo_toy.classroom.checks.lesson_09_updates import UPDATES
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal, random_mask, uniform
+from ppo_toy.classroom.inputs import normal, uniform
 from ppo_toy.kl import kl_of_log_probs as _kl
 
 
@@ -17,10 +18,14 @@ def _same(x: Tensor, *_: Tensor) -> Tensor:
 
 
 def _tables(generator: Generator) -> dict:
-    """Four responses of up to four tokens; one at least ends early, and one does not end."""
+    """Four responses of up to four tokens; one at least ends early, and one does not end.
+
+    The first one draws token 0, then a token from a fair four, with a `u` on the border of two.
+    """
     while True:
         first, after = normal(4, generator=generator), normal(4, 4, generator=generator)
         u = torch.rand(4, 4, generator=generator, dtype=torch.float64)
+        after[0], u[0, :2] = 0, torch.tensor([0, 0.5])
         end = int(torch.randint(1, 4, (), generator=generator))
         lengths = _rolled(first, after, u, end)[1].sum(dim=1)
         if lengths.min() < 3 and lengths.max() == 4:
@@ -45,26 +50,30 @@ def _rolled(first: Tensor, after: Tensor, u: Tensor, end: int) -> tuple:
     return tokens, mask, log_probs
 
 
-def _count(p: Tensor, u: Tensor) -> Tensor:
-    return (p.cumsum(-1)[:, :-1] <= u[:, None]).sum(-1)
+def _count(p: Tensor, u: Tensor, passed=torch.le) -> Tensor:
+    return passed(p.cumsum(-1)[:, :-1], u[:, None]).sum(-1)
 
 
 def _log(x: Tensor) -> Tensor:
     return x.log_softmax(-1)
 
 
-def _roll(pick=_count, row="after", log=_log, short=False, stop=True, pad=True, cut=True):
-    """A roll-out with something else in the place of some of it."""
+def _roll(pick=_count, row="after", log=_log, short="", stop=True, pad=lambda end: end, cut=True):
+    """A roll-out with something else in the place of some of it.
+
+    `short` names the results in which the end token does not count: "mask", "log" or both.
+    """
 
     def answer(first, after, u, end):
         logits, going = first.expand(len(u), -1), torch.ones(len(u), dtype=torch.bool)
         columns = []
         for t in range(u.shape[1]):
             token = pick(logits.softmax(-1), u[:, t])
-            token = token.where(going, end) if pad else token
-            counts = going & (token != end) if short else going
+            token = token.where(going, pad(end)) if pad else token
+            before = going & (token != end)
+            counts, heard = (before if name in short else going for name in ("mask", "log"))
             log_p = log(logits).gather(-1, token[:, None])[:, 0]
-            columns.append((token, counts, log_p.masked_fill(~counts, 0) if cut else log_p))
+            columns.append((token, counts, log_p.masked_fill(~heard, 0) if cut else log_p))
             going = going & ((token != end) | (not stop))
             logits = {"after": after, "column": after.T, "first": first.expand(4, 4)}[row][token]
         return tuple(torch.stack(x, dim=1) for x in zip(*columns, strict=True))
@@ -80,9 +89,17 @@ ROLL_OUT = Exercise(
     own=("sample", "draw"),
     mistakes={
         "it goes on after the end token: nothing counts behind it": _roll(stop=False),
-        "the end token counts too: the mask is True up to and including it": _roll(short=True),
+        "the end token counts too: the mask is True up to and including it": _roll(
+            short="mask log"
+        ),
+        "the end token counts too in the mask": _roll(short="mask"),
+        "the end token has a log-probability too": _roll(short="log"),
         "behind the end the log-probabilities must be 0": _roll(cut=False),
-        "behind the end the tokens must be `end`": _roll(pad=False),
+        "behind the end the tokens must be `end`": _roll(pad=None),
+        "behind the end the tokens must be `end`, not 0": _roll(pad=lambda end: 0),
+        "compare with ≤, not with <: a sum that equals u is counted too": _roll(
+            lambda p, u: _count(p, u, torch.lt)
+        ),
         "each token is drawn like a first one; what follows v is in row v": _roll(row="first"),
         "the table is read by columns: row v holds what follows v": _roll(row="column"),
         "the likeliest token is taken; draw it with u": _roll(lambda p, u: p.argmax(-1)),
@@ -93,89 +110,6 @@ ROLL_OUT = Exercise(
         "these are probabilities; take logarithms": _roll(log=lambda x: x.softmax(-1)),
         "the log-probabilities lost their gradient": _roll(log=lambda x: _log(x).detach()),
     },
-)
-
-
-# The surrogate of form (B).
-
-
-def _batch(generator: Generator) -> dict:
-    mask = random_mask(4, 3, 2, generator=generator)
-    ref = -0.5 - torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    new = ref + 0.5 * normal(3, 4, generator=generator)
-    padded = {"log_probs": new.masked_fill(~mask, 99), "ref_log_probs": ref.masked_fill(~mask, 9)}
-    rewards, beta = normal(3, generator=generator), uniform(0.3, 0.8, generator)
-    return padded | {"rewards": rewards, "mask": mask, "beta": beta}
-
-
-def _by_pairs(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:
-    """A_i is the sum of f_i - f_j over j, divided by B - 1."""
-    rows = list(zip(log_probs, ref_log_probs.detach(), rewards.tolist(), mask, strict=True))
-    f = [r - beta * (n.detach().exp() / q.exp())[m].prod().log().item() for n, q, r, m in rows]
-    total = 0
-    for f_i, (n, _, _, m) in zip(f, rows, strict=True):
-        total = total + sum(f_i - f_j for f_j in f) * n[m].sum()
-    return total / (len(f) - 1) / len(f)
-
-
-def _hide(x: Tensor, mask: Tensor) -> Tensor:
-    return x.masked_fill(~mask, 0)
-
-
-def _loo(f: Tensor, f_of_others: Tensor) -> Tensor:
-    return f - (f_of_others.sum() - f_of_others) / (len(f) - 1)
-
-
-def _going(n, q, r, m, b):
-    """The baseline of the package: the mean of those that are still going at the same step."""
-    f = (r - b * _hide(n - q, m).sum(1))[:, None] * m
-    others = (f.sum(0) - f) / (m.sum(0) - 1).clamp(min=1)
-    return (_hide(f - others, m).detach() * _hide(n, m)).sum(1).mean()
-
-
-def _form_b(
-    a=lambda f, r: _loo(f, f), fix=Tensor.detach, k=lambda x, m: x.sum(1), hide=_hide, last=_hide,
-    end=lambda x, m: x.mean(), use=_same, price=_same,
-):  # fmt: skip
-    """The surrogate with something else in the place of some of it."""
-
-    def answer(n, q, r, m, b):
-        advantage = a(r - price(b) * k(hide(n - q, m), m), r)
-        return end(fix(advantage) * use(last(n, m).sum(1)), m)
-
-    return answer
-
-
-_FAULTS = {  # of the value
-    "the mean of the others is not subtracted": dict(a=_same),
-    "the response itself is in the mean; only the others are": dict(a=lambda f, r: f - f.mean()),
-    "the others' mean reward is subtracted; take their net worth": dict(a=_loo),
-    "the others are added up; divide by B - 1": dict(a=lambda f, r: 2 * f - f.sum()),
-    "padding counts in the log-ratio": dict(hide=_same),
-    "padding counts in the last sum": dict(last=_same),
-    "the mask is not used at all": dict(hide=_same, last=_same),
-    "the penalty is missing": dict(price=lambda b: 0),
-    "β is missing": dict(price=lambda b: 1),
-    "the log-ratio is added; subtract policy less reference": dict(price=lambda b: -b),
-    "the log-ratios are averaged; add them up": dict(k=lambda x, m: x.sum(1) / m.sum(1)),
-    "it is not divided by B": dict(end=lambda x, m: x.sum()),
-    "this is a mean over tokens; divide by B": dict(end=lambda x, m: x.sum() / m.sum()),
-    "the sign is wrong: it is to be maximised": dict(end=lambda x, m: -x.mean()),
-    "A multiplies a probability, not its logarithm": dict(use=torch.exp),
-}
-
-SURROGATE = Exercise(
-    name="09-surrogate",
-    draw=_batch,
-    route=_by_pairs,
-    differentiate=("log_probs", "ref_log_probs", "rewards"),
-    own=("policy_gradient_surrogate", "leave_one_out", "train"),
-    mistakes={
-        "the advantages are constants: detach them": _form_b(fix=_same),
-        "right on average, but the others that have ended count in the mean too": _going,
-    }
-    | {text: _form_b(**parts) for text, parts in _FAULTS.items()}
-    | {f"{text}; and detach A": _form_b(**parts, fix=_same) for text, parts in _FAULTS.items()},
 )
 
 
