@@ -113,8 +113,13 @@ def learn(stop=True, mask_delta=True, cut=True, discount=True, factor=lambda g, 
 
 
 WRONG_LEARN = [
-    (learn(stop=False), "the next episode leaks in"),
-    (learn(stop=False, mask_delta=False), "leaks out"),
+    (learn(stop=False), "leaks through the step that resets: set A to 0 there before going on"),
+    (learn(stop=False, cut=False), "leaks through the step that resets, and stands there"),
+    (
+        lambda *a: (learn(stop=False)(*a)[0], learn(stop=False, cut=False)(*a)[1]),
+        "leaks through the step that resets; targets stand there",
+    ),
+    (learn(stop=False, mask_delta=False), "δ with it: set both to 0 there"),
     (learn(stop=False, mask_delta=False, cut=False), "mask is not used at all"),
     (learn(cut=False), "targets are not 0"),
     (learn(discount=False), "γ is missing before the next value"),
@@ -126,6 +131,7 @@ WRONG_LEARN = [
     (learn(factor=lambda g, lam: 1), "the value is not right"),
     (lambda r, v, w, m, g, lam: learn()(r, v, v.roll(-1, 1), m, g, lam), "the value is not right"),
     (lambda r, v, w, m, g, lam: learn()(r, v, 0 * w, m, g, lam), "next value is missing in δ"),
+    (lambda *a: (learn()(*a)[0], 2 * learn()(*a)[1]), "returned 2 of 2 [3, 6] is"),
     (lambda *a: torch.stack(learn()(*a)), "shape is not right"),
 ]
 

@@ -208,15 +208,43 @@ def stop_at_once(nats, points, budget):
     return torch.where(reached, end, torch.stack([last, points[:, -1]]))
 
 
-def stop(first=lambda over: over.tolist().index(True), share=None, late=0, never=None):
+def stop_at_the_highest_yet(kl, gold, budget):
+    ends = []
+    for x, peak, y in zip(kl.numpy(), kl.cummax(dim=1).values.numpy(), gold.numpy(), strict=True):
+        i = np.searchsorted(peak, budget)
+        if i == len(x):
+            ends.append((i - 1, y[-1]))
+        else:
+            s = (budget - x[i - 1]) / (x[i] - x[i - 1])
+            ends.append((i - 1 + s, (1 - s) * y[i - 1] + s * y[i]))
+    return np.array(ends).T
+
+
+def stop_as_published(kl, gold, budget):
+    result = torch.zeros(2, len(kl))
+    for run, (nats, points) in enumerate(zip(kl, gold, strict=True)):
+        if nats.max() < budget:
+            result[:, run] = torch.stack([torch.tensor(len(nats) - 1), points[-1]])
+            continue
+        i = (nats < budget).sum()
+        share = (budget - nats[i - 1]) / (nats[i] - nats[i - 1])
+        here = points[i - 1] + share * (points[i] - points[i - 1])
+        result[:, run] = torch.stack([i - 1 + share, here])
+    return result
+
+
+def stop(
+    first=lambda x, b: (x >= b).tolist().index(True), share=None, late=0, never=None,
+    under=lambda x, b: (x < b).all(),
+):  # fmt: skip
     def answer(kl, gold, budget):
         steps, points = [], []
         for x, y in zip(kl, gold, strict=True):
-            if (x < budget).all():
+            if under(x, budget):
                 steps.append(len(x) - 1 if never is None else never)
                 points.append(y[-1 if never is None else never].item())
                 continue
-            i = first(x >= budget)
+            i = int(first(x, budget))
             s = share(x[i - 1], x[i], budget) if share else (budget - x[i - 1]) / (x[i] - x[i - 1])
             steps.append(i - 1 + float(s) + late)
             points.append((y[i - 1] + s * (y[i] - y[i - 1])).item())
@@ -226,8 +254,18 @@ def stop(first=lambda over: over.tolist().index(True), share=None, late=0, never
 
 
 WRONG_STOP = [
-    (stop(lambda over: (~over).sum().item()), "as the buggy one"),
-    (stop(lambda over: len(over) - over.flip(0).tolist().index(False)), "at the last time"),
+    (stop_as_published, "as the buggy one"),
+    (stop(lambda x, b: sum(x < b)), "as the buggy one"),
+    (stop(lambda x, b: torch.where(x >= b)[0][-1]), "at the last note over the budget"),
+    (stop(lambda x, b: 1 + torch.where((x >= b).diff() & (x[1:] >= b))[0][-1]), "the last time"),
+    (stop(lambda x, b: torch.searchsorted(x, b)), "searchsorted is for sorted notes"),
+    (stop(lambda x, b: np.searchsorted(x.numpy(), b)), "searchsorted is for sorted notes"),
+    (stop(under=lambda x, b: x[-1] < b), "even if it falls back"),
+    (stop(under=lambda x, b: x.max() <= b), "even if it falls back"),
+    (
+        stop(lambda x, b: (x > b).nonzero()[0], under=lambda x, b: not (x > b).any()),
+        "a note at the budget has reached it",
+    ),
     (stop(share=lambda x, y, b: 1), "the note after"),
     (stop(share=lambda x, y, b: 0), "the note before"),
     (stop(share=lambda x, y, b: 1 - (b - x) / (y - x)), "turned round"),
@@ -253,6 +291,7 @@ WRONG_STOP = [
         ("10-next-nat", nat()),
         ("10-stop", stop_in_steps),
         ("10-stop", stop_at_once),
+        ("10-stop", stop_at_the_highest_yet),
         ("10-stop", stop()),
     ],
 )

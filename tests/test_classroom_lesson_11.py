@@ -82,7 +82,23 @@ WRONG_BUG = [
         lambda x, ref, r, b, m: (
             ((x * (r[:, None] - b * back((x - ref) * m).detach())) * m).sum(1).mean()
         ),
-        "the gradient is not right: case 1, gradient of rewards",
+        "the rewards are constants",
+    ),
+    (
+        lambda x, ref, r, b, m: ((x * (r[:, None] - b * back((x - ref) * m))) * m).sum(1).mean(),
+        "the bracket is a constant: detach all of it",
+    ),
+    (
+        lambda x, ref, r, b, m: (
+            ((x * (r.detach()[:, None] - b * back((x - ref) * m))) * m).sum(1).mean()
+        ),
+        "detach the log-ratios, reference and all",
+    ),
+    (
+        lambda x, ref, r, b, m: (
+            (x * r.detach()[:, None] - b * (x - ref).detach()).masked_fill(~m, 0).sum(1).mean()
+        ),
+        "the KL has no gradient now: multiply it by the score",
     ),
     (lambda *a: bug(back)(*a).detach(), "no gradient reaches log_probs"),
 ]
@@ -116,6 +132,14 @@ def rloo(base=None, *, price=lambda b: b, detach=True, spread=False, end=torch.m
     return answer
 
 
+def rloo_of(earned):
+    def answer(x, ref, r, b):
+        g = earned(r, b, x - ref)
+        return (x * (g - (g.sum(1, keepdim=True) - g) / (g.shape[1] - 1))).mean()
+
+    return answer
+
+
 def rloo_without_the_others_kl(x, ref, r, b):
     baseline = (r.sum(1, keepdim=True) - r) / (r.shape[1] - 1)
     return (x * (r - b * (x - ref) - baseline).detach()).mean()
@@ -135,7 +159,10 @@ WRONG_RLOO = [
     (rloo(lambda g: (g.sum(0) - g) / 1), "the value is not right"),
     (rloo_without_the_others_kl, "only rewards are in the baseline"),
     (rloo_with_k1_as_loss, "the log-ratio is in the loss"),
-    (rloo(detach=False), "the bracket is a constant"),
+    (rloo(detach=False), "what is charged is a constant: detach the log-ratios"),
+    (rloo_of(lambda r, b, k: r - b * k), "the bracket is a constant: detach all of it"),
+    (rloo_of(lambda r, b, k: r - b * k.detach()), "the rewards are constants"),
+    (rloo_of(lambda r, b, k: r.detach() - b * k), "detach the log-ratios, reference and all"),
     (rloo(price=lambda b: 0), "the KL is missing"),
     (rloo(price=lambda b: -b), "the KL is added"),
     (rloo(price=lambda b: 1), "β is missing"),
@@ -240,6 +267,7 @@ WRONG_GRPO = [
     (grpo(b=lambda b, s: s), "β times s, not s"),
     (grpo(b=lambda b, s: b * s.mean()), "own coefficient"),
     (grpo(b=lambda b, s: b * s[:, None]), "the shape is not right"),
+    (grpo(b=lambda b, s: b * s**2), "returned 2 of 2 [4] is"),
     (lambda r, b: ((a := grpo()(r, b))[0] * a[1][:, None] / b, a[1]), "not divided by s"),
     (lambda r, b: grpo(s=lambda r: r.std(1, keepdim=True, correction=0) + 1e-4)(r, b), "not right"),
     (

@@ -90,7 +90,8 @@ def transcript(answer: Callable[..., Any], cases: Iterable[Case]) -> list[str]:
 def outcome(answer: Callable[..., Any], case: Case) -> list[tuple[str, Tensor]]:
     """Calls an answer and returns the pairs (what it is, numbers): returned values, gradients.
 
-    The gradient is that of a weighted sum of all returned numbers. Where nothing flows, it is 0.
+    Where it returned several things, each says which it is: "returned 2 of 3". The gradient is
+    that of a weighted sum of all returned numbers. Where nothing flows, it is 0.
     The answer gets copies, so that nothing is lost if it writes to its arguments.
     """
     arguments = copy.deepcopy(case.arguments)
@@ -98,7 +99,11 @@ def outcome(answer: Callable[..., Any], case: Case) -> list[tuple[str, Tensor]]:
     for leaf in sum(leaves.values(), []):
         leaf.requires_grad_()
     returned = _tensors(answer(*arguments.values()))
-    found = [("returned", numbers.detach()) for numbers in returned]
+    n = len(returned)
+    found = [
+        (f"returned {k} of {n}" if n > 1 else "returned", numbers.detach())
+        for k, numbers in enumerate(returned, start=1)
+    ]
     flows = [(numbers * _weights(numbers)).sum() for numbers in returned if numbers.requires_grad]
     for name, of_argument in leaves.items():
         if flows:

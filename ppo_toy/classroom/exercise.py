@@ -146,7 +146,7 @@ def _shapes(labels: Sequence[str]) -> dict[str, list[str]]:
     for label in labels:
         case, returned, shape = label.partition(", returned ")
         if returned:
-            shapes.setdefault(case, []).append(shape)
+            shapes.setdefault(case, []).append(shape[shape.index("[") :])
     return shapes
 
 

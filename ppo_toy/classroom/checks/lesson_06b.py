@@ -69,9 +69,7 @@ FOLLOW_UP = Exercise(
         "the step after a cut resets too and does not count": _follow(_same),
         "the step after a fall resets too and does not count": _follow(lambda fell, clock: clock),
         "the fall counts; the step after it does not": _follow(mask=lambda first, over: ~over),
-        "`resets_first` is not used: it says whether the first step counts": _follow(
-            mask=lambda first, over: ~_after(first & ~first, over)
-        ),
+        "`resets_first` is not used": _follow(mask=lambda f, over: ~_after(f & ~f, over)),
         "the last column has a next value too: `last_values`": _follow(
             shift=lambda v, last: torch.cat([v[:, 1:], 0 * v[:, :1]], 1)
         ),
@@ -111,10 +109,10 @@ def _summed(rewards, values, next_values, mask, gamma, lam) -> tuple:
 
 
 def _learn(
-    delta=lambda r, v, after, g: r + g * after - v, inside=True, chain=True, end=True,
+    delta=lambda r, v, after, g: r + g * after - v, inside=True, chain=True, end=(0, 1),
     factor=lambda g, lam: g * lam, target=torch.add,
 ):  # fmt: skip
-    """Both tables; `inside`, `chain` and `end` say where the mask is applied."""
+    """Both; `inside` and `chain` say if the mask is applied there, `end` to which results."""
 
     def answer(r, v, after, mask, g, lam):
         d = delta(r, v, after, g)
@@ -124,8 +122,8 @@ def _learn(
             carry = carry.masked_fill(~mask[:, t], 0) if chain else carry
             columns.insert(0, carry)
         a = torch.stack(columns, 1)
-        both = a, target(a, v)
-        return tuple(x.masked_fill(~mask, 0) for x in both) if end else both
+        both = enumerate((a, target(a, v)))
+        return tuple(x.masked_fill(~mask, 0) if k in end else x for k, x in both)
 
     return answer
 
@@ -141,10 +139,14 @@ LEARN_FROM = Exercise(
     route=_summed,
     own=("gae",),
     mistakes={
-        "the next episode leaks in: start anew at a step that does not count": _learn(chain=False),
-        "δ of the step that resets leaks out": _learn(inside=False, chain=False),
-        "the mask is not used at all": _learn(inside=False, chain=False, end=False),
-        "the targets are not 0 where the mask is False": _learn(end=False),
+        "A leaks through the step that resets: set A to 0 there before going on": _learn(chain=0),
+        "A leaks through the step that resets; targets stand there": _learn(chain=0, end=[0]),
+        "A leaks through the step that resets, and stands there": _learn(chain=False, end=()),
+        "A leaks through the step that resets, δ with it: set both to 0 there": _learn(
+            inside=False, chain=False
+        ),
+        "the mask is not used at all": _learn(inside=False, chain=False, end=()),
+        "the targets are not 0 where the mask is False": _learn(end=()),
         "the next value is missing in δ": _learn(lambda r, v, after, g: r - v),
         "γ is missing before the next value": _learn(lambda r, v, after, g: r + after - v),
         "γ is missing in the recursion: the factor is γλ": _learn(factor=lambda g, lam: lam),
@@ -220,9 +222,7 @@ _FAULTS = {  # of the value
     "the KL is subtracted; a loss is minimised": dict(price=lambda b: -b),
     "the KL is missing": dict(price=lambda b: 0),
     "β is missing": dict(price=lambda b: 1),
-    "the KL is turned round: the old policy stands first": dict(
-        kl=lambda x, o: (x.exp() * (x - o)).sum(-1)
-    ),
+    "the KL is turned round: old first": dict(kl=lambda x, o: (x.exp() * (x - o)).sum(-1)),
     "the ratio is upside down: new over old": dict(ratio=lambda d: (-d).exp()),
     "the exponential is missing: this is the log-ratio": dict(ratio=_same),
     "the half before the squared error is missing": dict(half=1),

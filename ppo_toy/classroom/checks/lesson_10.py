@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from ppo_toy.classroom.checks.lesson_10_stop import STOP
 from ppo_toy.classroom.exercise import Exercise
 from ppo_toy.classroom.inputs import normal, uniform
 
@@ -179,71 +180,6 @@ NEXT_NAT = Exercise(
         "per nat: this is under the reference; the policy has moved": _next(under=lambda p, f: f),
         "per nat: the variance is that of the proxy": _next(per=lambda c, r, g, b: b * c / g),
         "per nat: the variance is missing": _next(per=lambda c, r, g, b: b * c),
-    },
-)
-
-
-# An early stop.
-
-
-def _runs(generator: Generator) -> dict:
-    """One run that only rises, one that swings back and one that never gets there."""
-    budget = uniform(0.8, 1.4, generator)
-    kl = (0.3 + 0.5 * torch.rand(3, 5, generator=generator, dtype=torch.float64)) * budget
-    kl[:, 0] = 0
-    kl[0] = (2 * kl[0]).cumsum(0)
-    kl[1] += budget * torch.tensor([0.0, 0, 0.8, 0, 0.9])
-    kl = kl[torch.randperm(3, generator=generator)]
-    return {"kl": kl, "gold": normal(3, 5, generator=generator), "budget": budget}
-
-
-def _walk(kl: Tensor, gold: Tensor, budget: float) -> Tensor:
-    """Step by step, until the budget is spent."""
-    ends = []
-    for nats, points in zip(kl.tolist(), gold.tolist(), strict=True):
-        end = (len(nats) - 1, points[-1])
-        for t in reversed(range(len(nats) - 1)):  # the earliest crossing overwrites later ones
-            if nats[t] < budget <= nats[t + 1]:
-                after, before = budget - nats[t], nats[t + 1] - budget
-                mixed = (before * points[t] + after * points[t + 1]) / (before + after)
-                end = (t + after / (before + after), mixed)
-        ends.append(end)
-    return torch.tensor(ends, dtype=torch.float64).T
-
-
-def _stop(
-    find=lambda over: int(over.nonzero()[0]),
-    share=lambda before, after, b: (b - before) / (after - before),
-    step=lambda i, s: i - 1 + s,
-    never=lambda g: (len(g) - 1, g[-1]),
-):
-    def answer(kl, gold, budget):
-        ends = []
-        for nats, g in zip(kl, gold, strict=True):
-            if nats.max() < budget:
-                ends.append(never(g))
-                continue
-            i = find(nats >= budget)
-            s = share(nats[i - 1], nats[i], budget)
-            ends.append((step(i, s), g[i - 1] + s * (g[i] - g[i - 1])))
-        return torch.tensor([[float(x) for x in end] for end in ends], dtype=kl.dtype).T
-
-    return answer
-
-
-STOP = Exercise(
-    name="10-stop",
-    draw=_runs,
-    route=_walk,
-    mistakes={
-        "as the buggy one: it counts all notes under the budget": _stop(lambda x: int((~x).sum())),
-        "it stops at the last time; take the first": _stop(lambda x: int((~x).nonzero()[-1]) + 1),
-        "it stops at the note after; interpolate": _stop(share=lambda x, y, b: 1),
-        "it stops at the note before; interpolate": _stop(share=lambda x, y, b: 0),
-        "the share is turned round": _stop(share=lambda x, y, b: (y - b) / (y - x)),
-        "the step is too large by 1": _stop(step=lambda i, s: i + s),
-        "under budget to the end: take the last note": _stop(never=lambda g: (0, g[0])),
-        "the rows are swapped: the steps first": lambda kl, g, b: _stop()(kl, g, b).flip(0),
     },
 )
 

@@ -4,12 +4,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
+from ppo_toy.classroom.checks.lesson_11_grpo import GRPO, others, spread
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal, random_mask
-
-
-def _beta(generator: Generator) -> float:
-    return (0.4 + 0.4 * normal(generator=generator).sigmoid()).item()
+from ppo_toy.classroom.inputs import normal, random_mask, uniform
 
 
 def _tokens(*shape: int, generator: Generator) -> dict:
@@ -25,7 +22,7 @@ def _batch(generator: Generator) -> dict:
     """For the penalty in the reward: three responses with a reward each."""
     named = _tokens(3, 4, generator=generator)
     mask, rewards = named.pop("mask"), normal(3, generator=generator)
-    return named | {"rewards": rewards, "beta": _beta(generator), "mask": mask}
+    return named | {"rewards": rewards, "beta": uniform(0.4, 0.8, generator), "mask": mask}
 
 
 def _surrogate(log_probs: Tensor, ref: Tensor, rewards: Tensor, beta: float, mask: Tensor):
@@ -37,18 +34,31 @@ def _surrogate(log_probs: Tensor, ref: Tensor, rewards: Tensor, beta: float, mas
     return total / len(mask)
 
 
+_FREE = {  # what is not detached
+    "the bracket is a constant: detach all of it": "xfr",
+    "what is charged is a constant: detach the log-ratios": "x",
+    "what is charged is a constant: detach the log-ratios, reference and all": "xf",
+    "the rewards are constants: detach them": "r",
+}
+
+
+def _held(free: str, x: Tensor, ref: Tensor, rewards: Tensor) -> list[Tensor]:
+    return [y if n in free else y.detach() for n, y in zip("xfr", (x, ref, rewards), strict=True)]
+
+
 def _rule(
     charge=lambda k: k.flip(1).cumsum(1).flip(1),
     total=lambda y, m: (y * m).sum(1).mean(),
     cut=torch.mul,
-    fix=Tensor.detach,
+    free="",
     loss=torch.zeros_like,
 ):
     """An answer with a charge in the reward, a loss, or both; each is made from the log-ratio."""
 
     def answer(x, ref, r, b, m):
-        k = cut(x - ref.detach(), m)
-        return total(x * (r.detach()[:, None] - b * fix(charge(k))) - b * loss(k), m)
+        y, f, r = _held(free, x, ref, r)
+        in_loss = loss(cut(x - ref.detach(), m))
+        return total(x * (r[:, None] - b * charge(cut(y - f, m))) - b * in_loss, m)
 
     return answer
 
@@ -61,11 +71,13 @@ BUG = Exercise(
     own=("policy_gradient_surrogate", "reward_to_go", "per_step_kl"),
     mistakes={
         "the log-ratio is still in the loss: charge it": _rule(torch.zeros_like, loss=lambda k: k),
+        "the KL has no gradient now: multiply it by the score": _rule(
+            torch.zeros_like, loss=Tensor.detach
+        ),
         "k2 in the loss drops the future KL": _rule(torch.zeros_like, loss=lambda k: k**2 / 2),
         "k3 in the loss is the KL the other way round": _rule(
             torch.zeros_like, loss=lambda k: torch.expm1(-k) + k
         ),
-        "what is charged is a constant: detach the log-ratios": _rule(fix=lambda c: c),
         "later log-ratios are not charged: the future KL": _rule(lambda k: k),
         "the own log-ratio is missing": _rule(lambda k: k.flip(1).cumsum(1).flip(1) - k),
         "earlier ones are charged too: mere noise": _rule(lambda k: k.sum(1, keepdim=True)),
@@ -80,7 +92,8 @@ BUG = Exercise(
         "add up the tokens": _rule(total=lambda y, m: y.where(m, torch.nan).nanmean(1).mean()),
         "the responses are added up; average them": _rule(total=lambda y, m: (y * m).sum()),
         "the sign is wrong: this is to be maximised": _rule(total=lambda y, m: -(y * m).sum() / 3),
-    },
+    }
+    | {message: _rule(free=free) for message, free in _FREE.items()},
 )
 
 
@@ -88,7 +101,10 @@ def _groups(generator: Generator) -> dict:
     """For RLOO: two prompts with four responses each."""
     new, ref = -4 * normal(2, 2, 4, generator=generator).sigmoid()
     named = {"log_probs": new, "ref_log_probs": ref}
-    return named | {"rewards": normal(2, 4, generator=generator), "beta": _beta(generator)}
+    return named | {
+        "rewards": normal(2, 4, generator=generator),
+        "beta": uniform(0.4, 0.8, generator),
+    }
 
 
 def _rloo(log_probs: Tensor, ref: Tensor, rewards: Tensor, beta: float) -> Tensor:
@@ -101,21 +117,14 @@ def _rloo(log_probs: Tensor, ref: Tensor, rewards: Tensor, beta: float) -> Tenso
     return total / log_probs.numel()
 
 
-def _others(g: Tensor) -> Tensor:
-    return (g.sum(1, keepdim=True) - g) / (g.shape[1] - 1)
-
-
-def _spread(r: Tensor, correction: int = 0) -> Tensor:
-    return r.std(1, keepdim=True, correction=correction)
-
-
 def _group(
-    base=_others, g=lambda r, b, k: r - b * k, fix=Tensor.detach, loss=lambda *x: 0, end=torch.mean
-):
+    base=others, g=lambda r, b, k: r - b * k, fix=lambda a: a, free="", loss=lambda *_: 0,
+    end=torch.mean,
+):  # fmt: skip
     def answer(x, ref, r, b):
-        k = x - ref.detach()
-        earned = g(r.detach(), b, k)
-        return end(x * fix(earned - base(earned)) - loss(b, k, x))
+        y, f, r = _held(free, x, ref, r)
+        earned = g(r, b, y - f)
+        return end(x * fix(earned - base(earned)) - loss(b, x - ref.detach(), x))
 
     return answer
 
@@ -128,29 +137,29 @@ RLOO = Exercise(
     own=("leave_one_out",),
     mistakes={
         "the own response is in the baseline": _group(lambda g: g.mean(1, keepdim=True)),
-        "there are n - 1 others, not n": _group(lambda g: _others(g) * 3 / 4),
+        "there are n - 1 others, not n": _group(lambda g: others(g) * 3 / 4),
         "the baseline is missing": _group(torch.zeros_like),
-        "the baseline is added; subtract it": _group(lambda g: -_others(g)),
+        "the baseline is added; subtract it": _group(lambda g: -others(g)),
         "the others are those of the same row": _group(lambda g: (g.sum() - g) / (g.numel() - 1)),
         "only rewards are in the baseline; the others pay for their KL too": _group(
             g=lambda r, b, k: r, loss=lambda b, k, x: b * k.detach() * x
         ),
-        "the bracket is a constant: detach it": _group(fix=lambda a: a),
         "the log-ratio is in the loss": _group(g=lambda r, b, k: r, loss=lambda b, k, x: b * k),
         "the KL is missing": _group(g=lambda r, b, k: r),
         "the KL is added; subtract it": _group(g=lambda r, b, k: r + b * k),
         "β is missing": _group(g=lambda r, b, k: r - k),
         "β is the price of the log-ratio alone": _group(g=lambda r, b, k: b * (r - k)),
-        "RLOO does not divide by a spread": _group(fix=lambda a: a.detach() / _spread(a.detach())),
+        "RLOO does not divide by a spread": _group(fix=lambda a: a / spread(a)),
         "the responses are added up; average them": _group(end=torch.sum),
         "the sign is wrong: this is to be maximised": _group(end=lambda y: -y.mean()),
-    },
+    }
+    | {message: _group(free=free) for message, free in _FREE.items()},
 )
 
 
 def _pairs(generator: Generator) -> dict:
     """For DPO: three pairs, the preferred responses first."""
-    return _tokens(2, 3, 4, generator=generator) | {"beta": _beta(generator)}
+    return _tokens(2, 3, 4, generator=generator) | {"beta": uniform(0.4, 0.8, generator)}
 
 
 def _dpo(log_probs: Tensor, ref: Tensor, mask: Tensor, beta: float) -> Tensor:
@@ -190,56 +199,6 @@ DPO = Exercise(
         "the pairs are added up; average them": _choice(end=torch.sum),
         "the reference is a constant: detach it": _choice(fix=lambda ref: ref),
         "the other response lost its gradient": _choice(minus=lambda x, y: x - y.detach()),
-    },
-)
-
-
-def _solved(generator: Generator) -> dict:
-    """For GRPO: prompts with rewards all alike, two sorts of 0 and 1, and others; in any order."""
-    rewards = (torch.arange(5) < torch.tensor([[0], [1], [2], [0]])).double()
-    rewards = (rewards - torch.randint(2, (4, 1), generator=generator)).abs()
-    rewards[3] = normal(5, generator=generator)
-    rewards = torch.stack([row[torch.randperm(5, generator=generator)] for row in rewards])
-    return {"rewards": rewards[torch.randperm(4, generator=generator)], "beta": _beta(generator)}
-
-
-def _grpo(rewards: Tensor, beta: float) -> tuple:
-    """From the differences of all pairs, whose mean square is twice the variance."""
-    apart = rewards[:, :, None] - rewards[:, None, :]
-    spread = (apart.square().mean((1, 2)) / 2).sqrt()
-    return apart.mean(2) / spread.where(spread > 1e-9, torch.inf)[:, None], beta * spread
-
-
-def _normed(
-    spread=_spread, base=lambda r: r.mean(1)[:, None], over=lambda s: s, force=torch.mul, empty=0
-):
-    def answer(r, b):
-        s = spread(r)
-        return ((r - base(r)) / over(s)).where(s > 0, empty), force(b * torch.ones(4), s[:, 0])
-
-    return answer
-
-
-GRPO = Exercise(
-    name="11-grpo",
-    draw=_solved,
-    route=_grpo,
-    own=("whiten",),
-    mistakes={
-        "the variance divides by n here: std(correction=0)": _normed(lambda r: _spread(r, 1)),
-        "where all rewards are alike the advantages are 0, not nan": _normed(empty=torch.nan),
-        "divide by s alone; nothing is added to it": _normed(over=lambda s: s + 1e-4),
-        "this divides by the variance; s is its root": _normed(over=torch.square),
-        "the advantages are not divided by s": _normed(over=torch.ones_like),
-        "each group has its own s": _normed(lambda r: _spread(r.view(1, -1))),
-        "each group has its own mean": _normed(base=torch.mean),
-        "each group has its own mean and s": _normed(lambda r: _spread(r.view(1, -1)), torch.mean),
-        "the mean is not subtracted": _normed(base=torch.zeros_like),
-        "the own response is in GRPO's mean; this is RLOO's": _normed(base=_others),
-        "the coefficient is β times s, not β": _normed(force=lambda b, s: b),
-        "the coefficient is β times s; this divides": _normed(force=torch.div),
-        "the coefficient is β times s, not s": _normed(force=lambda b, s: s),
-        "each prompt has its own coefficient": _normed(force=lambda b, s: (b * s).mean()),
     },
 )
 
