@@ -205,7 +205,8 @@ def main() -> None:
     world = ToyReviews(reward=recipes.reward_model(reference, pairs))
     with quiet():
         policy = train_in_trl(reference, world, learning_rate=3e-3, **vars(arguments))
-    print(f"process {rank + 1} of {n_processes} is done", flush=True)
+    # In one piece, so that the lines of two processes do not mix.
+    print(f"process {rank + 1} of {n_processes} is done\n", end="", flush=True)
     if rank == 0:
         reached = exact.evaluate(policy, reference, world, arguments.beta)
         print(f"J {reached.objective:.3f}   R {reached.reward:.3f}   KL {reached.kl:.3f}   (exact)")
