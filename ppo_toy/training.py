@@ -104,7 +104,7 @@ def train(
         epochs: updates made from one batch, >= 1.
         penalty: how the KL enters the gradient. "exact": as the KL of each state, form (A) of
             lesson 03, quieter far from the best policy. "sampled": as the log-ratio of the
-            response drawn, taken from its reward, form (B) over all tokens, all but noiseless at it.
+            response drawn, taken from its reward, form (B) over all tokens, quieter near it.
         controller: from (beta, kl) to the next beta, once a step and for each run in turn; kl in
             nats per response.
         clip: epsilon of the clipped surrogate, one for each run or for all; `math.inf` for none.
