@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,13 @@ def test_a_reference_that_does_not_pass_stops_everything(submitted, tmp_path, mo
     monkeypatch.setattr(examiner, "sit", lambda *arguments, **options: failed)
     with pytest.raises(ValueError, match="own answer to 01-brake does not pass: the kernel died"):
         grade([submitted], tmp_path / "book", SESSION)
+    assert not (tmp_path / "book").exists()
+
+
+def test_a_class_is_not_graded_against_nothing(submitted, tmp_path):
+    empty = tmp_path / "elsewhere"
+    with pytest.raises(ValueError, match=f"^there is no solution in {empty}; grade from the root"):
+        grade([submitted], tmp_path / "book", replace(SESSION, solutions=empty))
     assert not (tmp_path / "book").exists()
 
 

@@ -43,10 +43,16 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
     """Grades files and folders into the grade book in the folder `out`; prints a line for each.
 
     Raises:
-        ValueError: there is nothing to grade, or a reference does not pass its own checks.
+        ValueError: there is nothing to grade, there are no solutions, or a reference does not pass
+            its own checks.
     """
     hide_memory()
     paths = sorted(session.solutions.glob("*.ipynb"))
+    if not paths:
+        raise ValueError(
+            f"there is no solution in {session.solutions}; grade from the root of a clone, or say "
+            "where the solutions are with --solutions"
+        )
     references = {path.stem: Reference.read(path) for path in paths}
     if session.lesson not in {None, *references}:
         raise ValueError(f"there is no lesson {session.lesson!r} in {session.solutions}")
