@@ -39,6 +39,7 @@ def brake(*arguments):
             pass
 """,
     "fills-the-memory": "x = []\nwhile True:\n    x.append(bytearray(1 << 28))",
+    "prints-much-and-raises": "print('x' * 3_000_000)\nraise ValueError",
     "floods": "while True:\n    print('x' * 100_000)",
     "kills-its-parent": """\
 import os, signal, time

@@ -24,7 +24,6 @@ from ppo_toy.classroom.cage import hide_memory
 POLL_SECONDS = 0.1
 SETUP_SECONDS = 60  # for the reference's own cells before an answer, which import torch
 OUTPUT_BYTES = 1 << 20  # of all cells together
-HIDDEN_ERROR = "it raised an error and hid it"
 MEMORY_BYTES = 3 << 30  # address space of pytest itself
 
 
@@ -40,6 +39,7 @@ class WatchedKernel(nbval.kernel.RunningKernel):
         self.waiting: deque = deque()
         self.received = 0
         self.patience = 0.0
+        self.ename = ""
         self.status = self.error = None
         super().__init__(*args, **kwargs)
 
@@ -60,7 +60,12 @@ class WatchedKernel(nbval.kernel.RunningKernel):
                 continue
             if message["parent_header"].get("msg_id") == msg_id:
                 self.status = message["content"]["status"]
+                self.ename = message["content"].get("ename", "")
                 return
+
+    def hidden_error(self) -> str:
+        """Names the error of which the reply knows and nothing was published."""
+        return f"it raised an error and hid it: {self.ename}"
 
     def get_message(self, stream: str, timeout: float | None = None) -> dict:
         """Returns the next message of a channel."""
@@ -125,14 +130,14 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
     try:
         result = yield
         if kernel.status != "ok":
-            raise AnswerError(HIDDEN_ERROR)
+            raise AnswerError(kernel.hidden_error())
         return result
     except AnswerError as error:
         ended = str(error)
         raise
     finally:
-        if kernel.status == "error" and not kernel.error:
-            ended = HIDDEN_ERROR
+        if kernel.status == "error" and not kernel.error and not ended:
+            ended = kernel.hidden_error()
         printed = [part.text for part in item.test_outputs or [] if part.get("name") == "stdout"]
         item.user_properties += [
             ("grade_id", _grade_id(item)),
