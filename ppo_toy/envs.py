@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ppo_toy.trajectories import draw
+from ppo_toy.sampling import draw
 from ppo_toy.worlds import TokenBandit, TokenSequence, prompt_weights
 
 

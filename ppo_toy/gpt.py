@@ -49,19 +49,13 @@ class GPTConfig:
             raise ValueError(f"width {self.width} cannot be shared out among {self.heads} heads")
         if self.n_tokens_out > self.n_tokens_in:
             raise ValueError(
-                f"n_tokens_out is {self.n_tokens_out}, above n_tokens_in, {self.n_tokens_in}"
+                f"n_tokens_out, {self.n_tokens_out}, is above n_tokens_in, {self.n_tokens_in}"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """What attention needs to know of the tokens read so far.
-
-    Attributes:
-        memory: keys and values, [layers, 2, B, H, context, C / H]; there is room for all tokens
-            from the start, and that of the first `length` is filled.
-        length: tokens read so far.
-    """
+    """The keys and values of the first `length` tokens: [layers, 2, context, B, H, C / H]."""
 
     memory: Tensor
     length: int = 0
@@ -91,13 +85,18 @@ class Attention(nn.Module):
             memory: keys and values of the first n - m; those of the new ones are written into it.
         """
         m, n = visible.shape
-        per_head = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = per_head  # each [B, H, m, C / H]
+        per_head = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 1, 0, 3, 4)
+        query, key_value = per_head[0], per_head[1:]  # one and two of [m, B, H, C / H]
         if memory is not None:
-            memory[:, :, :, n - m : n] = per_head[1:]
-            key, value = memory[:, :, :, :n]
-        mask = visible if m > 1 else None  # the last token may see them all
-        gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            memory[:, n - m : n] = key_value
+            key_value = memory[:, :n]
+        key, value = key_value
+        if m == 1:  # it may see all n, and for one token the plain formula is the quicker
+            weights = ((query * key).sum(-1, keepdim=True) / key.shape[-1] ** 0.5).softmax(dim=0)
+            gathered = (weights * value).sum(dim=0).unsqueeze(dim=2)  # [B, H, m, C / H]
+        else:
+            query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         return self.out(gathered.transpose(1, 2).flatten(start_dim=2))
 
 
@@ -175,8 +174,7 @@ class TinyGPT(nn.Module):
             Logits in nats, [B, t + 1, V].
 
         Raises:
-            ValueError: a token is out of its vocabulary, prompt and response together are longer
-                than the context, or the prompts are empty.
+            ValueError: a token is out of its vocabulary, or a text has no prompt or does not fit.
         """
         return self.head(self._states(prompts, responses))
 
@@ -196,8 +194,8 @@ class TinyGPT(nn.Module):
     ) -> tuple[Tensor, Cache]:
         """Returns the logits of the next token alone, [B, V], and the cache for the one after.
 
-        Only the tokens that the cache does not hold yet are read. What comes back is the last
-        position of `forward`, up to rounding, without gradient.
+        Only the tokens that the cache does not hold yet are checked and read. What comes back is
+        the last position of `forward`, up to rounding, without gradient.
 
         Args:
             prompts: as for `forward`.
@@ -208,13 +206,13 @@ class TinyGPT(nn.Module):
         Raises:
             ValueError: as for `forward`.
         """
-        text = self._text(prompts, responses)
         if cache is None:
             config, weight = self.config, self.head.weight
-            room = (len(text), config.heads, config.context, config.width // config.heads)
+            room = (config.context, len(prompts), config.heads, config.width // config.heads)
             cache = Cache(weight.new_empty(config.layers, 2, *room))
-        x = self.norm(self._read(text, cache)[:, -1])
-        return self.head(x), Cache(cache.memory, length=text.shape[1])
+        new = self._text(prompts, responses, cache.length)
+        x = self.norm(self._read(new, cache)[:, -1])
+        return self.head(x), Cache(cache.memory, length=cache.length + new.shape[1])
 
     def _states(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """What the model knows before each response token and at the end, [B, t + 1, C]."""
@@ -223,20 +221,22 @@ class TinyGPT(nn.Module):
         # tensor by another route when there is gradient, and a KL of 0 would be 1e-17.
         return self.norm(x[:, prompts.shape[1] - 1 :])
 
-    def _read(self, text: Tensor, cache: Cache | None = None) -> Tensor:
-        """Runs the tokens that are not in the cache through all blocks, [B, m, C]."""
-        start, n = cache.length if cache else 0, text.shape[1]
-        x = self.tokens(text[:, start:]) + self.positions.weight[start:n]
+    def _read(self, new: Tensor, cache: Cache | None = None) -> Tensor:
+        """Runs the tokens that are new to the cache, [B, m], through all blocks, [B, m, C]."""
+        start = cache.length if cache else 0
+        n = start + new.shape[1]
+        x = self.tokens(new) + self.positions.weight[start:n]
+        visible = self.causal[start:n, :n]
         for layer, block in enumerate(self.blocks):
-            memory = cache.memory[layer] if cache else None
-            x = block(x, self.causal[start:n, :n], memory)
+            x = block(x, visible, cache.memory[layer] if cache else None)
         return x
 
-    def _text(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Prompt and response in one, [B, P + t], checked."""
+    def _text(self, prompts: Tensor, responses: Tensor, start: int = 0) -> Tensor:
+        """Prompt and response in one, checked, from token `start` on: [B, P + t - start]."""
+        parts = [prompts[:, start:], responses[:, max(start - prompts.shape[1], 0) :]]
         for kind, tokens, last in (
-            ("prompt", prompts, self.config.n_tokens_in - 1),
-            ("response", responses, self.config.n_tokens_out - 1),
+            ("prompt", parts[0], self.config.n_tokens_in - 1),
+            ("response", parts[1], self.config.n_tokens_out - 1),
         ):
             known = tokens.clamp(0, last)
             if not torch.equal(known, tokens):
@@ -247,4 +247,4 @@ class TinyGPT(nn.Module):
                 f"a prompt of {prompts.shape[1]} tokens and a response of {responses.shape[1]} do "
                 f"not fit: the context is {self.config.context}, and a prompt has at least 1"
             )
-        return torch.cat([prompts, responses], dim=1)
+        return torch.cat(parts, dim=1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ppo_toy.enumeration import list_responses
 from ppo_toy.kl import masked_kl
 from ppo_toy.policies import Policy, device_of
+from ppo_toy.sampling import draw, roll_out
 from ppo_toy.worlds import prompt_weights
 
 
@@ -42,30 +43,13 @@ class Trajectories:
         return self.responses.where(self.mask, 0)
 
 
-def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Returns one token for each distribution, by inverting its cumulative sum.
-
-    The same numbers give the same tokens on every device, and a token with probability 0 is never
-    drawn.
-
-    Args:
-        logits: [..., V], in nats; one distribution [V] may serve for all.
-        uniforms: numbers from [0, 1), [...].
-    """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    # Dividing makes the sum exactly 1 at the last token that has any probability.
-    cumulative = cumulative / cumulative[..., -1:]
-    return (uniforms.to(logits.device).unsqueeze(-1) >= cumulative[..., :-1]).sum(dim=-1)
-
-
-@torch.no_grad()
 def sample(policy: Policy, world: Any, n: int, *, generator: torch.Generator) -> Trajectories:
     """Draws n prompts and a response to each; every weight is the constant 1/n.
 
     Args:
-        policy: asked once for each token, without gradient. One that offers `next_logits` may keep
-            what it computed for the tokens before; any other reads the whole prefix again. Each
-            run of a policy with runs draws prompts and responses of its own.
+        policy: asked once for each token, in inference mode. One that offers `next_logits` may
+            keep what it computed for the tokens before; any other reads the whole prefix again.
+            Each run of a policy with runs draws prompts and responses of its own.
         world: gives the prompts, the response length T and the end token.
         n: the number of trajectories of each run, >= 1.
         generator: a CPU generator; the numbers do not depend on where the policy computes.
@@ -85,20 +69,12 @@ def sample(policy: Policy, world: Any, n: int, *, generator: torch.Generator) ->
         torch.rand(lead, generator=generator, dtype=torch.float64),
     )
     prompts = world.prompts[which].to(device)
-    responses = torch.zeros(*lead, 0, dtype=torch.long, device=device)
-    going = torch.ones(lead, dtype=torch.bool, device=device)
-    mask, cache = [], None
-    for _ in range(world.response_length):
-        logits, cache = _next_logits(policy, prompts, responses, cache, len(world.vocabulary))
-        token = draw(logits, torch.rand(lead, generator=generator, dtype=torch.float64))
-        if world.end_token is not None:
-            token = token.where(going, world.end_token)
-        responses = torch.cat([responses, token.unsqueeze(-1)], dim=-1)
-        mask.append(going)
-        if world.end_token is not None:
-            going = going & (token != world.end_token)
+    numbers = (world.response_length, *lead)
+    uniforms = torch.rand(numbers, generator=generator, dtype=torch.float64).to(device)
+    responses, mask = roll_out(policy, world, prompts, uniforms)
     weights = torch.full(lead, 1 / n, dtype=torch.float64, device=device)
-    return Trajectories(prompts, responses, torch.stack(mask, dim=-1), weights)
+    # What was made in inference mode must not enter a gradient; a copy may.
+    return Trajectories(prompts, responses.clone(), mask.clone(), weights)
 
 
 def enumerate_all(policy: Policy, world: Any) -> Trajectories:
@@ -227,24 +203,3 @@ def score(world: Any, trajectories: Trajectories) -> Tensor:
         words = [world.vocabulary[token] for token in said]
         raise ValueError(f"the reward of {words} is {rewards[at].item()}")
     return rewards.unflatten(0, lead)
-
-
-def _next_logits(
-    policy: Policy, prompts: Tensor, responses: Tensor, cache: Any, n_tokens: int
-) -> tuple[Tensor, Any]:
-    """Logits of the next token, [B, V], and what the policy wants to see again after it."""
-    if hasattr(policy, "next_logits"):
-        logits, cache = policy.next_logits(prompts, responses, cache)
-    else:
-        logits = policy(prompts, responses)[..., -1, :]
-    if logits.shape != (*responses.shape[:-1], n_tokens):
-        raise ValueError(
-            f"the policy's logits for the next token are {tuple(logits.shape)}; the world has "
-            f"{n_tokens} tokens and the batch {tuple(responses.shape[:-1])} responses"
-        )
-    if not logits.amax(dim=-1).abs().amax().item() < torch.inf:  # nor is NaN
-        raise ValueError(
-            f"the policy's logits for token {responses.shape[-1]} hold NaN or inf, or no token "
-            "has any probability"
-        )
-    return logits, cache

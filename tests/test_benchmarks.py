@@ -24,11 +24,10 @@ def test_a_line_gives_the_median_ratios_by_the_clock_and_by_cpu_time(capsys):
 
 def test_the_two_works_are_timed_in_turn(monkeypatch, capsys):
     done, ticks = [], iter(range(100))
-    monkeypatch.setattr(timing, "PAIRS", 3)
     monkeypatch.setattr(timing, "now", lambda: (float(next(ticks)), 2.0 * len(done)))
-    timing.compare("a / b", lambda: done.append("a"), lambda: done.append("b"), rounds=2)
-    assert "".join(done) == "aabbaabbaabb"
-    # one tick a turn, and two works in it
+    timing.compare("a / b", lambda: done.append("a"), lambda: done.append("b"), pairs=3)
+    assert "".join(done) == "ababab"
+    # one tick a turn, and one work in it
     assert capsys.readouterr().out.startswith("  1.00 x,   1.00 x")
 
 

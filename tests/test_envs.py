@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from ppo_toy.envs import TokenBanditEnv, TokenEnv, TokenSequenceEnv, make_vector
 from ppo_toy.policies import TabularPolicy
-from ppo_toy.trajectories import draw, sample, score
+from ppo_toy.sampling import draw
+from ppo_toy.trajectories import sample, score
 from ppo_toy.worlds import TokenBandit, TokenSequence, prompt_weights
 
 IDS = ["ppo_toy/TokenBandit-v0", "ppo_toy/TokenSequence-v0"]

@@ -13,6 +13,7 @@ FLOORS = [
         "worlds",
         "enumeration",
         "policies",
+        "sampling",
         "gpt",
         "progress",
     },  # fmt: skip
@@ -24,9 +25,9 @@ FLOORS = [
 SAME_FLOOR = {
     "data": {"reviews"},
     "policies": {"enumeration"},
+    "sampling": {"policies"},
     "worlds": {"data", "reviews"},
     "exact": {"advantages", "objectives", "trajectories"},
-    "envs": {"trajectories"},
     "rewards": {"trajectories"},
     "in_trl": {"recipes"},
 }

@@ -276,6 +276,20 @@ def test_the_spread_of_the_weights_is_that_of_the_docstring():
             assert (parameter == (1.0 if "norm" in name and "weight" in name else 0.0)).all(), name
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_text_of_one_token_goes_its_own_way_to_the_same_logits_and_gradients(seed):
+    model = lively(seed)
+    prompts, responses = texts(seed)
+    alone = model(prompts[:, :1], responses[:, :0])
+    among = model(prompts[:, :1], responses)[:, :1]
+    coefficients = random_logits(seed, *alone.shape)
+    assert_close(alone, among)
+    assert_close(
+        gradients((coefficients * alone).sum(), model),
+        gradients((coefficients * among).sum(), model),
+    )
+
+
 # The cache
 
 
@@ -319,17 +333,17 @@ def test_room_for_the_whole_text_is_taken_once_and_filled():
     model = lively(0)
     prompts, responses = texts(1)
     _, cache = model.next_logits(prompts, responses[:, :0])
-    assert cache.memory.shape == (2, 2, 6, 3, 9, 4)
-    first = cache.memory[:, :, :, :, :3].clone()
+    assert cache.memory.shape == (2, 2, 9, 6, 3, 4)
+    first = cache.memory[:, :, :3].clone()
     _, later = model.next_logits(prompts, responses[:, :1], cache)
     assert later.memory.data_ptr() == cache.memory.data_ptr()
-    assert torch.equal(later.memory[:, :, :, :, :3], first)
+    assert torch.equal(later.memory[:, :, :3], first)
 
 
 def test_what_lies_in_the_room_beyond_the_tokens_read_is_never_seen():
     model = lively(0)
     prompts, responses = texts(1)
-    cache = Cache(torch.full((2, 2, 6, 3, 9, 4), math.nan))
+    cache = Cache(torch.full((2, 2, 9, 6, 3, 4), math.nan))
     for t in range(7):
         logits, cache = model.next_logits(prompts, responses[:, :t], cache)
         assert logits.isfinite().all()
@@ -538,7 +552,7 @@ def test_a_model_without_a_value_head_has_no_values():
     [
         *[({name: 0}, f"{name} is 0") for name in (*SMALL, "layers")],
         ({"width": 10}, "width 10 cannot be shared out among 3 heads"),
-        ({"n_tokens_out": 10}, "n_tokens_out is 10, above n_tokens_in, 9"),
+        ({"n_tokens_out": 10}, "n_tokens_out, 10, is above n_tokens_in, 9"),
     ],
 )
 def test_sizes_that_cannot_be_are_an_error(changes, message):

@@ -12,7 +12,6 @@ from ppo_toy import enumeration
 from ppo_toy.policies import TabularPolicy
 from ppo_toy.trajectories import (
     Trajectories,
-    draw,
     enumerate_all,
     families,
     log_probs,
@@ -24,8 +23,6 @@ from ppo_toy.trajectories import (
     step_log_probs,
 )
 from ppo_toy.worlds import TokenSequence
-
-JUST_BELOW_ONE = 1 - 2.0**-53  # the largest number that a uniform generator gives
 
 
 class WeatherReport:
@@ -154,76 +151,6 @@ def test_tokens_are_the_responses_with_zeros_for_padding():
     expected = [[2, 0, 0], [1, 2, 0], [0, 1, 2], [1, 0, 0]]
     assert batch.tokens.tolist() == expected
     assert batch.responses[0].tolist() == [2, 99, 99]
-
-
-# draw
-
-
-def test_a_number_falls_into_the_quarter_of_its_token():
-    # four equal tokens: the cumulative sums are 1/4, 1/2, 3/4 and 1, which floats hold exactly
-    below = math.nextafter(0.25, 0.0)
-    uniforms = torch.tensor([0.0, below, 0.25, 0.4, 0.5, 0.75, JUST_BELOW_ONE])
-    assert draw(torch.zeros(4), uniforms).tolist() == [0, 0, 1, 1, 2, 3, 3]
-
-
-def test_unequal_tokens_are_drawn_where_their_cumulative_sum_says():
-    # 1/8, 5/8, 1/4: cumulative 0.125, 0.75, 1
-    uniforms = torch.tensor([0.12, 0.13, 0.74, 0.76])
-    assert draw(logits_of(1 / 8, 5 / 8, 1 / 4), uniforms).tolist() == [0, 1, 1, 2]
-
-
-def test_a_token_without_probability_is_skipped_at_both_ends_and_between():
-    logits = logits_of(0.0, 0.5, 0.0, 0.5, 0.0)
-    uniforms = torch.tensor([0.0, math.nextafter(0.5, 0.0), 0.5, JUST_BELOW_ONE])
-    assert draw(logits, uniforms).tolist() == [1, 1, 3, 3]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_token_without_probability_is_never_drawn(seed, dtype):
-    # 2000 distributions of 40 tokens, about half of them and the last ten impossible
-    possible = torch.rand(2000, 40, generator=generator(seed)) < 0.5
-    possible[:, 0], possible[:, 20], possible[:, 30:] = False, True, False
-    logits = random_logits(seed, 2000, 40).masked_fill(~possible, -math.inf).to(dtype)
-    for uniform in (0.0, 0.5, JUST_BELOW_ONE):
-        tokens = draw(logits, torch.full((2000,), uniform))
-        assert possible.gather(1, tokens.unsqueeze(1)).all()
-    first, last = draw(logits, torch.zeros(2000)), draw(logits, torch.full((2000,), JUST_BELOW_ONE))
-    assert torch.equal(first, possible.int().argmax(dim=1))
-    assert torch.equal(last, 39 - possible.flip(1).int().argmax(dim=1))
-
-
-def test_the_cumulative_sum_is_in_double_precision():
-    # the first token has 1/2 + 1e-12, which single precision would round to 1/2
-    logits = torch.tensor([4e-12, 0.0])
-    assert draw(logits, torch.tensor([0.5, 0.5 + 2e-12])).tolist() == [0, 1]
-    assert draw(logits.float(), torch.tensor([0.5, 0.5 + 2e-12])).tolist() == [0, 1]
-
-
-def test_one_distribution_serves_for_all_numbers():
-    logits = logits_of(1 / 8, 5 / 8, 1 / 4)
-    uniforms = torch.tensor([[0.1, 0.5, 0.9], [0.8, 0.2, 0.05]])
-    assert draw(logits, uniforms).tolist() == [[0, 1, 2], [2, 1, 0]]
-
-
-def test_each_distribution_meets_its_own_number():
-    logits = torch.stack([logits_of(0.5, 0.5), logits_of(0.125, 0.875)]).expand(3, 2, 2)
-    uniforms = torch.tensor([[0.25, 0.25], [0.75, 0.0625], [0.0, 0.9]])
-    assert draw(logits, uniforms).tolist() == [[0, 1], [1, 0], [0, 1]]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_an_even_grid_of_numbers_gives_each_token_its_share(seed):
-    logits = random_logits(seed, 6)
-    n = 10_000
-    counts = draw(logits, (torch.arange(n) + 0.5) / n).bincount(minlength=6)
-    p = logits.exp() / logits.exp().sum()
-    # a token's interval of length p holds p n of the points, give or take one
-    assert ((counts - n * p).abs() <= 1).all()
-
-
-def test_the_only_token_there_is_is_drawn():
-    assert draw(torch.zeros(1), torch.tensor([0.0, JUST_BELOW_ONE])).tolist() == [0, 0]
 
 
 # sample
@@ -456,12 +383,19 @@ def test_an_infinite_divergence_behind_the_mask_leaves_no_trace_in_the_gradient(
 def test_logits_that_are_not_numbers_are_an_error_that_says_at_which_token(at):
     def broken(prompts, responses):
         logits = wavy(prompts, responses)
-        if responses.shape[1] == at:
+        if responses.shape[1] >= at:
             logits[2, -1, 1] = math.nan
         return logits
 
     with pytest.raises(ValueError, match=f"logits for token {at} hold NaN"):
         sample(broken, WeatherReport(), 5, generator=generator(0))
+
+
+def test_what_is_drawn_may_enter_a_gradient():
+    embedding = nn.Embedding(3, 2)
+    batch = sample(wavy, WeatherReport(), 5, generator=generator(0))
+    (embedding(batch.responses) * batch.mask.unsqueeze(-1)).sum().backward()
+    assert embedding.weight.grad.sum() == 2 * batch.mask.sum()
 
 
 # enumerate_all

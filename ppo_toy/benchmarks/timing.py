@@ -46,16 +46,18 @@ def seconds_of(work: Callable[[], Any], rounds: int = 1) -> Seconds:
     return wall / rounds, cpu / rounds
 
 
-def compare(name: str, slow: Callable[[], Any], fast: Callable[[], Any], rounds: int = 1) -> None:
+def compare(
+    name: str, slow: Callable[[], Any], fast: Callable[[], Any], pairs: int = PAIRS
+) -> None:
     """Times the two in turn and prints how many times as fast the second is.
 
     Args:
         name: of the two.
         slow: one work.
         fast: the other.
-        rounds: times that each is done in a row; a work of milliseconds needs several.
+        pairs: times that each is done; works of milliseconds need many.
     """
-    report(name, [(seconds_of(slow, rounds), seconds_of(fast, rounds)) for _ in range(PAIRS)])
+    report(name, [(seconds_of(slow), seconds_of(fast)) for _ in range(pairs)])
 
 
 def report(name: str, pairs: Sequence[tuple[Seconds, Seconds]]) -> None:
