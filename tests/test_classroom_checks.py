@@ -5,6 +5,7 @@ import pkgutil
 
 import pytest
 import torch
+from test_classroom_answers import RIGHT, WRONG
 
 from ppo_toy.classroom import checks
 from ppo_toy.classroom.check import transcript
@@ -42,6 +43,12 @@ def test_its_mistakes_are_mistakes_that_the_cases_tell_apart(exercise, seed):
 def test_it_knows_five_mistakes_and_says_each_in_one_line(exercise):
     assert len(exercise.mistakes) >= 5
     assert all("\n" not in message and len(message) < 90 for message in exercise.mistakes)
+
+
+@every_exercise
+def test_two_right_answers_and_five_wrong_ones_are_tried_on_it(exercise):
+    assert [name for name, _ in RIGHT].count(exercise.name) >= 2
+    assert [name for name, *_ in WRONG].count(exercise.name) >= 5
 
 
 @every_exercise

@@ -1,17 +1,9 @@
-"""The checks of lesson 04 against answers as learners write them."""
+"""Answers to the exercises of lesson 04 as learners write them."""
 
 import math
 
 import numpy as np
-import pytest
 import torch
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
 
 
 def kl(p, q):
@@ -208,34 +200,19 @@ WRONG_CONTROLLERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("04-left-to-earn", top_and_gap_as_a_difference),
-        ("04-left-to-earn", top_and_gap_in_single_precision),
-        ("04-response-to-beta", response_by_autograd),
-        ("04-response-to-beta", response_by_finite_differences),
-        ("04-response-to-beta", response_in_numpy),
-        ("04-controller", controller_in_loops),
-        ("04-controller", controller_by_einsum),
-        ("04-controller", controller_that_writes_to_its_arguments),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("04-left-to-earn", top_and_gap_as_a_difference),
+    ("04-left-to-earn", top_and_gap_in_single_precision),
+    ("04-response-to-beta", response_by_autograd),
+    ("04-response-to-beta", response_by_finite_differences),
+    ("04-response-to-beta", response_in_numpy),
+    ("04-controller", controller_in_loops),
+    ("04-controller", controller_by_einsum),
+    ("04-controller", controller_that_writes_to_its_arguments),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("04-left-to-earn", WRONG_GAPS),
-            ("04-response-to-beta", WRONG_RESPONSES),
-            ("04-controller", WRONG_CONTROLLERS),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "04-left-to-earn": WRONG_GAPS,
+    "04-response-to-beta": WRONG_RESPONSES,
+    "04-controller": WRONG_CONTROLLERS,
+}

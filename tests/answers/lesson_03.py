@@ -1,15 +1,7 @@
-"""The checks of lesson 03 against answers as learners write them."""
+"""Answers to the exercises of lesson 03 as learners write them."""
 
 import numpy as np
-import pytest
 import torch
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
 
 
 def kl_of(a, b):
@@ -185,34 +177,19 @@ WRONG_SURROGATES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("03-batch-gradient", gradient_by_distributions),
-        ("03-batch-gradient", gradient_in_numpy),
-        ("03-batch-gradient", gradient_in_single_precision),
-        ("03-answerable", answerable_in_loops),
-        ("03-answerable", answerable_by_a_matrix),
-        ("03-answerable", answerable_that_writes_to_its_arguments),
-        ("03-surrogate", surrogate_in_loops),
-        ("03-surrogate", surrogate_by_selection),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("03-batch-gradient", gradient_by_distributions),
+    ("03-batch-gradient", gradient_in_numpy),
+    ("03-batch-gradient", gradient_in_single_precision),
+    ("03-answerable", answerable_in_loops),
+    ("03-answerable", answerable_by_a_matrix),
+    ("03-answerable", answerable_that_writes_to_its_arguments),
+    ("03-surrogate", surrogate_in_loops),
+    ("03-surrogate", surrogate_by_selection),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("03-batch-gradient", WRONG_GRADIENTS),
-            ("03-answerable", WRONG_ANSWERABLES),
-            ("03-surrogate", WRONG_SURROGATES),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "03-batch-gradient": WRONG_GRADIENTS,
+    "03-answerable": WRONG_ANSWERABLES,
+    "03-surrogate": WRONG_SURROGATES,
+}

@@ -1,17 +1,9 @@
-"""The checks of lesson 01 against answers as learners write them."""
+"""Answers to the exercises of lesson 01 as learners write them."""
 
 import math
 
 import numpy as np
-import pytest
 import torch
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
 
 
 def kl(p, q):
@@ -176,37 +168,22 @@ WRONG_GRADIENTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("01-brake", brake_in_loops),
-        ("01-brake", brake_in_single_precision),
-        ("01-brake", brake_by_torch),
-        ("01-brake", brake_that_writes_to_its_arguments),
-        ("01-objective", objective_in_loops),
-        ("01-objective", objective_in_two_terms),
-        ("01-best-policy", best_policy_in_loops),
-        ("01-best-policy", best_policy_in_single_precision),
-        ("01-gradient", gradient_by_autograd),
-        ("01-gradient", gradient_in_numpy),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("01-brake", brake_in_loops),
+    ("01-brake", brake_in_single_precision),
+    ("01-brake", brake_by_torch),
+    ("01-brake", brake_that_writes_to_its_arguments),
+    ("01-objective", objective_in_loops),
+    ("01-objective", objective_in_two_terms),
+    ("01-best-policy", best_policy_in_loops),
+    ("01-best-policy", best_policy_in_single_precision),
+    ("01-gradient", gradient_by_autograd),
+    ("01-gradient", gradient_in_numpy),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("01-brake", WRONG_BRAKES),
-            ("01-objective", WRONG_OBJECTIVES),
-            ("01-best-policy", WRONG_BEST_POLICIES),
-            ("01-gradient", WRONG_GRADIENTS),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "01-brake": WRONG_BRAKES,
+    "01-objective": WRONG_OBJECTIVES,
+    "01-best-policy": WRONG_BEST_POLICIES,
+    "01-gradient": WRONG_GRADIENTS,
+}

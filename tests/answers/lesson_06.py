@@ -1,15 +1,6 @@
-"""The checks of lesson 06 against answers as learners write them."""
+"""Answers to the exercises of lesson 06 as learners write them."""
 
-import pytest
 import torch
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
-
 
 # Exercise 06-bug: right answers in other styles, then wrong ones with what they are told.
 
@@ -171,34 +162,19 @@ WRONG_ANCHORS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("06-bug", bug_with_products),
-        ("06-bug", bug_in_single_precision),
-        ("06-clip", clip_in_loops),
-        ("06-clip", clip_by_signs),
-        ("06-clip", clip()),
-        ("06-anchors", anchors_in_loops),
-        ("06-anchors", anchors_by_torch),
-        ("06-anchors", anchors()),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("06-bug", bug_with_products),
+    ("06-bug", bug_in_single_precision),
+    ("06-clip", clip_in_loops),
+    ("06-clip", clip_by_signs),
+    ("06-clip", clip()),
+    ("06-anchors", anchors_in_loops),
+    ("06-anchors", anchors_by_torch),
+    ("06-anchors", anchors()),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("06-bug", WRONG_BUG),
-            ("06-clip", WRONG_CLIP),
-            ("06-anchors", WRONG_ANCHORS),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "06-bug": WRONG_BUG,
+    "06-clip": WRONG_CLIP,
+    "06-anchors": WRONG_ANCHORS,
+}

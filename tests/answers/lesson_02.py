@@ -1,17 +1,9 @@
-"""The checks of lesson 02 against answers as learners write them."""
+"""Answers to the exercises of lesson 02 as learners write them."""
 
 import math
 
 import numpy as np
-import pytest
 import torch
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
 
 
 def kl(p, q):
@@ -212,36 +204,21 @@ WRONG_SAMPLERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("02-two-penalties", penalties_without_grad),
-        ("02-two-penalties", penalties_by_torch),
-        ("02-batch-kl", batch_in_loops),
-        ("02-batch-kl", batch_by_selection),
-        ("02-batch-kl", batch_that_writes_to_its_arguments),
-        ("02-dashboard", dashboard_in_loops),
-        ("02-dashboard", dashboard_in_single_precision),
-        ("02-who-drew", who_drew_in_loops),
-        ("02-who-drew", who_drew_in_numpy),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("02-two-penalties", penalties_without_grad),
+    ("02-two-penalties", penalties_by_torch),
+    ("02-batch-kl", batch_in_loops),
+    ("02-batch-kl", batch_by_selection),
+    ("02-batch-kl", batch_that_writes_to_its_arguments),
+    ("02-dashboard", dashboard_in_loops),
+    ("02-dashboard", dashboard_in_single_precision),
+    ("02-who-drew", who_drew_in_loops),
+    ("02-who-drew", who_drew_in_numpy),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("02-two-penalties", WRONG_PENALTIES),
-            ("02-batch-kl", WRONG_BATCHES),
-            ("02-dashboard", WRONG_DASHBOARDS),
-            ("02-who-drew", WRONG_SAMPLERS),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "02-two-penalties": WRONG_PENALTIES,
+    "02-batch-kl": WRONG_BATCHES,
+    "02-dashboard": WRONG_DASHBOARDS,
+    "02-who-drew": WRONG_SAMPLERS,
+}

@@ -1,16 +1,7 @@
-"""The checks of lesson 09 against answers as learners write them."""
+"""Answers to the exercises of lesson 09 as learners write them."""
 
 import numpy as np
-import pytest
 import torch
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
-
 
 # Exercise 09-roll-out: right answers in other styles, then wrong ones with what they are told.
 
@@ -299,38 +290,23 @@ WRONG_UPDATES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("09-roll-out", roll_out_in_loops),
-        ("09-roll-out", roll_out_first_and_cut_afterwards),
-        ("09-roll-out", roll_out()),
-        ("09-surrogate", surrogate_in_loops),
-        ("09-surrogate", surrogate_with_a_matrix),
-        ("09-surrogate", surrogate()),
-        ("09-two-rulers", rulers_in_loops),
-        ("09-two-rulers", rulers_by_the_best_policy),
-        ("09-two-rulers", rulers()),
-        ("09-updates", updates_with_torch),
-        ("09-updates", updates()),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("09-roll-out", roll_out_in_loops),
+    ("09-roll-out", roll_out_first_and_cut_afterwards),
+    ("09-roll-out", roll_out()),
+    ("09-surrogate", surrogate_in_loops),
+    ("09-surrogate", surrogate_with_a_matrix),
+    ("09-surrogate", surrogate()),
+    ("09-two-rulers", rulers_in_loops),
+    ("09-two-rulers", rulers_by_the_best_policy),
+    ("09-two-rulers", rulers()),
+    ("09-updates", updates_with_torch),
+    ("09-updates", updates()),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("09-roll-out", WRONG_ROLL_OUT),
-            ("09-surrogate", WRONG_SURROGATE),
-            ("09-two-rulers", WRONG_RULERS),
-            ("09-updates", WRONG_UPDATES),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "09-roll-out": WRONG_ROLL_OUT,
+    "09-surrogate": WRONG_SURROGATE,
+    "09-two-rulers": WRONG_RULERS,
+    "09-updates": WRONG_UPDATES,
+}

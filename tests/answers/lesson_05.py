@@ -1,15 +1,6 @@
-"""The checks of lesson 05 against answers as learners write them."""
+"""Answers to the exercises of lesson 05 as learners write them."""
 
-import pytest
 import torch
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
-
 
 # Exercise 05-to-go: right answers in other styles, then wrong ones with what they are told.
 
@@ -198,35 +189,20 @@ WRONG_BEST_TOKENS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("05-to-go", to_go_by_flipping),
-        ("05-to-go", to_go_by_a_triangle),
-        ("05-to-go", to_go_in_a_loop),
-        ("05-gae", gae_by_a_double_sum),
-        ("05-gae", gae_into_a_ready_tensor),
-        ("05-gae", gae_in_columns()),
-        ("05-best-tokens", best_tokens_in_loops),
-        ("05-best-tokens", best_tokens_in_single_precision),
-        ("05-best-tokens", best_tokens(soft)),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("05-to-go", to_go_by_flipping),
+    ("05-to-go", to_go_by_a_triangle),
+    ("05-to-go", to_go_in_a_loop),
+    ("05-gae", gae_by_a_double_sum),
+    ("05-gae", gae_into_a_ready_tensor),
+    ("05-gae", gae_in_columns()),
+    ("05-best-tokens", best_tokens_in_loops),
+    ("05-best-tokens", best_tokens_in_single_precision),
+    ("05-best-tokens", best_tokens(soft)),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("05-to-go", WRONG_TO_GO),
-            ("05-gae", WRONG_GAE),
-            ("05-best-tokens", WRONG_BEST_TOKENS),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "05-to-go": WRONG_TO_GO,
+    "05-gae": WRONG_GAE,
+    "05-best-tokens": WRONG_BEST_TOKENS,
+}

@@ -1,19 +1,10 @@
-"""The checks of lesson 10 against answers as learners write them."""
+"""Answers to the exercises of lesson 10 as learners write them."""
 
 import math
 from fractions import Fraction
 
 import numpy as np
-import pytest
 import torch
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
-
 
 # Exercise 10-law: right answers in other styles, then wrong ones with what they are told.
 
@@ -277,40 +268,25 @@ WRONG_STOP = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("10-law", law_with_unique),
-        ("10-law", law_in_loops),
-        ("10-law", law()),
-        ("10-pot", pot_with_fractions),
-        ("10-pot", pot_by_ranks),
-        ("10-pot", pot()),
-        ("10-next-nat", nat_in_loops),
-        ("10-next-nat", nat_by_torch),
-        ("10-next-nat", nat()),
-        ("10-stop", stop_in_steps),
-        ("10-stop", stop_at_once),
-        ("10-stop", stop_at_the_highest_yet),
-        ("10-stop", stop()),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("10-law", law_with_unique),
+    ("10-law", law_in_loops),
+    ("10-law", law()),
+    ("10-pot", pot_with_fractions),
+    ("10-pot", pot_by_ranks),
+    ("10-pot", pot()),
+    ("10-next-nat", nat_in_loops),
+    ("10-next-nat", nat_by_torch),
+    ("10-next-nat", nat()),
+    ("10-stop", stop_in_steps),
+    ("10-stop", stop_at_once),
+    ("10-stop", stop_at_the_highest_yet),
+    ("10-stop", stop()),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("10-law", WRONG_LAW),
-            ("10-pot", WRONG_POT),
-            ("10-next-nat", WRONG_NAT),
-            ("10-stop", WRONG_STOP),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "10-law": WRONG_LAW,
+    "10-pot": WRONG_POT,
+    "10-next-nat": WRONG_NAT,
+    "10-stop": WRONG_STOP,
+}

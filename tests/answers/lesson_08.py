@@ -1,17 +1,8 @@
-"""The checks of lesson 08 against answers as learners write them."""
+"""Answers to the exercises of lesson 08 as learners write them."""
 
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional as F
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
-
 
 # Exercise 08-votes: right answers in other styles, then wrong ones with what they are told.
 
@@ -254,41 +245,26 @@ WRONG_UNIT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("08-votes", votes_in_loops),
-        ("08-votes", votes_in_numpy),
-        ("08-votes", votes_in_single_precision),
-        ("08-votes", votes()),
-        ("08-loss", loss_by_torch),
-        ("08-loss", loss_in_single_precision),
-        ("08-loss", loss_in_loops),
-        ("08-loss", choice()),
-        ("08-end", end_in_loops),
-        ("08-end", end_by_a_product),
-        ("08-end", end_by_argmax),
-        ("08-unit", unit_in_loops),
-        ("08-unit", unit_in_single_precision),
-        ("08-unit", unit()),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("08-votes", votes_in_loops),
+    ("08-votes", votes_in_numpy),
+    ("08-votes", votes_in_single_precision),
+    ("08-votes", votes()),
+    ("08-loss", loss_by_torch),
+    ("08-loss", loss_in_single_precision),
+    ("08-loss", loss_in_loops),
+    ("08-loss", choice()),
+    ("08-end", end_in_loops),
+    ("08-end", end_by_a_product),
+    ("08-end", end_by_argmax),
+    ("08-unit", unit_in_loops),
+    ("08-unit", unit_in_single_precision),
+    ("08-unit", unit()),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("08-votes", WRONG_VOTES),
-            ("08-loss", WRONG_LOSS),
-            ("08-end", WRONG_END),
-            ("08-unit", WRONG_UNIT),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "08-votes": WRONG_VOTES,
+    "08-loss": WRONG_LOSS,
+    "08-end": WRONG_END,
+    "08-unit": WRONG_UNIT,
+}

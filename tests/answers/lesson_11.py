@@ -1,17 +1,8 @@
-"""The checks of lesson 11 against answers as learners write them."""
+"""Answers to the exercises of lesson 11 as learners write them."""
 
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional as F
-
-from ppo_toy.classroom.exercise import find
-
-
-def fault(name, answer):
-    exercise = find(name)
-    return exercise.fault(answer, exercise.cases(seed=1))
-
 
 # Exercise 11-bug: right answers in other styles, then wrong ones with what they are told.
 
@@ -286,39 +277,24 @@ WRONG_GRPO = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("11-bug", bug_by_a_triangle),
-        ("11-bug", bug_in_single_precision),
-        ("11-bug", bug(back)),
-        ("11-rloo", rloo_by_the_group_mean),
-        ("11-rloo", rloo_in_loops),
-        ("11-rloo", rloo()),
-        ("11-dpo", dpo_in_loops),
-        ("11-dpo", dpo_in_single_precision),
-        ("11-dpo", dpo()),
-        ("11-grpo", grpo_in_numpy),
-        ("11-grpo", grpo_in_loops),
-        ("11-grpo", grpo()),
-    ],
-)
-def test_right_answers_in_other_styles_are_accepted(name, answer):
-    assert fault(name, answer) is None
+RIGHT = [
+    ("11-bug", bug_by_a_triangle),
+    ("11-bug", bug_in_single_precision),
+    ("11-bug", bug(back)),
+    ("11-rloo", rloo_by_the_group_mean),
+    ("11-rloo", rloo_in_loops),
+    ("11-rloo", rloo()),
+    ("11-dpo", dpo_in_loops),
+    ("11-dpo", dpo_in_single_precision),
+    ("11-dpo", dpo()),
+    ("11-grpo", grpo_in_numpy),
+    ("11-grpo", grpo_in_loops),
+    ("11-grpo", grpo()),
+]
 
-
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        (name, *wrong)
-        for name, table in [
-            ("11-bug", WRONG_BUG),
-            ("11-rloo", WRONG_RLOO),
-            ("11-dpo", WRONG_DPO),
-            ("11-grpo", WRONG_GRPO),
-        ]
-        for wrong in table
-    ],
-)
-def test_wrong_answers_are_rejected_and_told_why(name, answer, message):
-    assert message in fault(name, answer)
+WRONG = {
+    "11-bug": WRONG_BUG,
+    "11-rloo": WRONG_RLOO,
+    "11-dpo": WRONG_DPO,
+    "11-grpo": WRONG_GRPO,
+}
