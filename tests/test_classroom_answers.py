@@ -11,9 +11,11 @@ from ppo_toy.classroom.exercise import find
 LESSONS = [
     import_module(f"answers.{found.name}") for found in pkgutil.iter_modules(answers.__path__)
 ]
-RIGHT = [pair for lesson in LESSONS for pair in lesson.RIGHT]
+RIGHT = [
+    (name, answer) for lesson in LESSONS for name, them in lesson.RIGHT.items() for answer in them
+]
 WRONG = [
-    (name, *wrong) for lesson in LESSONS for name, table in lesson.WRONG.items() for wrong in table
+    (name, *wrong) for lesson in LESSONS for name, them in lesson.WRONG.items() for wrong in them
 ]
 
 

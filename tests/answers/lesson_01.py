@@ -168,18 +168,17 @@ WRONG_GRADIENTS = [
 ]
 
 
-RIGHT = [
-    ("01-brake", brake_in_loops),
-    ("01-brake", brake_in_single_precision),
-    ("01-brake", brake_by_torch),
-    ("01-brake", brake_that_writes_to_its_arguments),
-    ("01-objective", objective_in_loops),
-    ("01-objective", objective_in_two_terms),
-    ("01-best-policy", best_policy_in_loops),
-    ("01-best-policy", best_policy_in_single_precision),
-    ("01-gradient", gradient_by_autograd),
-    ("01-gradient", gradient_in_numpy),
-]
+RIGHT = {
+    "01-brake": [
+        brake_in_loops,
+        brake_in_single_precision,
+        brake_by_torch,
+        brake_that_writes_to_its_arguments,
+    ],
+    "01-objective": [objective_in_loops, objective_in_two_terms],
+    "01-best-policy": [best_policy_in_loops, best_policy_in_single_precision],
+    "01-gradient": [gradient_by_autograd, gradient_in_numpy],
+}
 
 WRONG = {
     "01-brake": WRONG_BRAKES,

@@ -204,17 +204,12 @@ WRONG_SAMPLERS = [
 ]
 
 
-RIGHT = [
-    ("02-two-penalties", penalties_without_grad),
-    ("02-two-penalties", penalties_by_torch),
-    ("02-batch-kl", batch_in_loops),
-    ("02-batch-kl", batch_by_selection),
-    ("02-batch-kl", batch_that_writes_to_its_arguments),
-    ("02-dashboard", dashboard_in_loops),
-    ("02-dashboard", dashboard_in_single_precision),
-    ("02-who-drew", who_drew_in_loops),
-    ("02-who-drew", who_drew_in_numpy),
-]
+RIGHT = {
+    "02-two-penalties": [penalties_without_grad, penalties_by_torch],
+    "02-batch-kl": [batch_in_loops, batch_by_selection, batch_that_writes_to_its_arguments],
+    "02-dashboard": [dashboard_in_loops, dashboard_in_single_precision],
+    "02-who-drew": [who_drew_in_loops, who_drew_in_numpy],
+}
 
 WRONG = {
     "02-two-penalties": WRONG_PENALTIES,

@@ -177,16 +177,19 @@ WRONG_SURROGATES = [
 ]
 
 
-RIGHT = [
-    ("03-batch-gradient", gradient_by_distributions),
-    ("03-batch-gradient", gradient_in_numpy),
-    ("03-batch-gradient", gradient_in_single_precision),
-    ("03-answerable", answerable_in_loops),
-    ("03-answerable", answerable_by_a_matrix),
-    ("03-answerable", answerable_that_writes_to_its_arguments),
-    ("03-surrogate", surrogate_in_loops),
-    ("03-surrogate", surrogate_by_selection),
-]
+RIGHT = {
+    "03-batch-gradient": [
+        gradient_by_distributions,
+        gradient_in_numpy,
+        gradient_in_single_precision,
+    ],
+    "03-answerable": [
+        answerable_in_loops,
+        answerable_by_a_matrix,
+        answerable_that_writes_to_its_arguments,
+    ],
+    "03-surrogate": [surrogate_in_loops, surrogate_by_selection],
+}
 
 WRONG = {
     "03-batch-gradient": WRONG_GRADIENTS,

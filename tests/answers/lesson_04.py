@@ -200,16 +200,19 @@ WRONG_CONTROLLERS = [
 ]
 
 
-RIGHT = [
-    ("04-left-to-earn", top_and_gap_as_a_difference),
-    ("04-left-to-earn", top_and_gap_in_single_precision),
-    ("04-response-to-beta", response_by_autograd),
-    ("04-response-to-beta", response_by_finite_differences),
-    ("04-response-to-beta", response_in_numpy),
-    ("04-controller", controller_in_loops),
-    ("04-controller", controller_by_einsum),
-    ("04-controller", controller_that_writes_to_its_arguments),
-]
+RIGHT = {
+    "04-left-to-earn": [top_and_gap_as_a_difference, top_and_gap_in_single_precision],
+    "04-response-to-beta": [
+        response_by_autograd,
+        response_by_finite_differences,
+        response_in_numpy,
+    ],
+    "04-controller": [
+        controller_in_loops,
+        controller_by_einsum,
+        controller_that_writes_to_its_arguments,
+    ],
+}
 
 WRONG = {
     "04-left-to-earn": WRONG_GAPS,

@@ -189,17 +189,11 @@ WRONG_BEST_TOKENS = [
 ]
 
 
-RIGHT = [
-    ("05-to-go", to_go_by_flipping),
-    ("05-to-go", to_go_by_a_triangle),
-    ("05-to-go", to_go_in_a_loop),
-    ("05-gae", gae_by_a_double_sum),
-    ("05-gae", gae_into_a_ready_tensor),
-    ("05-gae", gae_in_columns()),
-    ("05-best-tokens", best_tokens_in_loops),
-    ("05-best-tokens", best_tokens_in_single_precision),
-    ("05-best-tokens", best_tokens(soft)),
-]
+RIGHT = {
+    "05-to-go": [to_go_by_flipping, to_go_by_a_triangle, to_go_in_a_loop],
+    "05-gae": [gae_by_a_double_sum, gae_into_a_ready_tensor, gae_in_columns()],
+    "05-best-tokens": [best_tokens_in_loops, best_tokens_in_single_precision, best_tokens(soft)],
+}
 
 WRONG = {
     "05-to-go": WRONG_TO_GO,

@@ -162,16 +162,11 @@ WRONG_ANCHORS = [
 ]
 
 
-RIGHT = [
-    ("06-bug", bug_with_products),
-    ("06-bug", bug_in_single_precision),
-    ("06-clip", clip_in_loops),
-    ("06-clip", clip_by_signs),
-    ("06-clip", clip()),
-    ("06-anchors", anchors_in_loops),
-    ("06-anchors", anchors_by_torch),
-    ("06-anchors", anchors()),
-]
+RIGHT = {
+    "06-bug": [bug_with_products, bug_in_single_precision],
+    "06-clip": [clip_in_loops, clip_by_signs, clip()],
+    "06-anchors": [anchors_in_loops, anchors_by_torch, anchors()],
+}
 
 WRONG = {
     "06-bug": WRONG_BUG,

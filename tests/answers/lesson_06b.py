@@ -198,17 +198,11 @@ WRONG_LOSS = [
 ]
 
 
-RIGHT = [
-    ("06b-follow-up", follow_up_in_a_loop),
-    ("06b-follow-up", follow_up_in_numpy),
-    ("06b-follow-up", follow_up()),
-    ("06b-learn-from", learn_by_a_matrix),
-    ("06b-learn-from", learn_in_numpy),
-    ("06b-learn-from", learn()),
-    ("06b-loss", loss_by_torch),
-    ("06b-loss", loss_in_loops),
-    ("06b-loss", loss()),
-]
+RIGHT = {
+    "06b-follow-up": [follow_up_in_a_loop, follow_up_in_numpy, follow_up()],
+    "06b-learn-from": [learn_by_a_matrix, learn_in_numpy, learn()],
+    "06b-loss": [loss_by_torch, loss_in_loops, loss()],
+}
 
 WRONG = {
     "06b-follow-up": WRONG_FOLLOW_UP,

@@ -166,18 +166,11 @@ WRONG_TEMPERATURE = [
 ]
 
 
-RIGHT = [
-    ("07-attention", attend_in_loops),
-    ("07-attention", attend_with_a_large_number),
-    ("07-attention", attend_by_torch),
-    ("07-attention", attend()),
-    ("07-loss", loss_by_torch),
-    ("07-loss", loss_in_loops),
-    ("07-loss", loss()),
-    ("07-temperature", kl_in_loops),
-    ("07-temperature", kl_by_torch),
-    ("07-temperature", kl()),
-]
+RIGHT = {
+    "07-attention": [attend_in_loops, attend_with_a_large_number, attend_by_torch, attend()],
+    "07-loss": [loss_by_torch, loss_in_loops, loss()],
+    "07-temperature": [kl_in_loops, kl_by_torch, kl()],
+}
 
 WRONG = {
     "07-attention": WRONG_ATTENTION,

@@ -245,22 +245,12 @@ WRONG_UNIT = [
 ]
 
 
-RIGHT = [
-    ("08-votes", votes_in_loops),
-    ("08-votes", votes_in_numpy),
-    ("08-votes", votes_in_single_precision),
-    ("08-votes", votes()),
-    ("08-loss", loss_by_torch),
-    ("08-loss", loss_in_single_precision),
-    ("08-loss", loss_in_loops),
-    ("08-loss", choice()),
-    ("08-end", end_in_loops),
-    ("08-end", end_by_a_product),
-    ("08-end", end_by_argmax),
-    ("08-unit", unit_in_loops),
-    ("08-unit", unit_in_single_precision),
-    ("08-unit", unit()),
-]
+RIGHT = {
+    "08-votes": [votes_in_loops, votes_in_numpy, votes_in_single_precision, votes()],
+    "08-loss": [loss_by_torch, loss_in_single_precision, loss_in_loops, choice()],
+    "08-end": [end_in_loops, end_by_a_product, end_by_argmax],
+    "08-unit": [unit_in_loops, unit_in_single_precision, unit()],
+}
 
 WRONG = {
     "08-votes": WRONG_VOTES,

@@ -290,19 +290,12 @@ WRONG_UPDATES = [
 ]
 
 
-RIGHT = [
-    ("09-roll-out", roll_out_in_loops),
-    ("09-roll-out", roll_out_first_and_cut_afterwards),
-    ("09-roll-out", roll_out()),
-    ("09-surrogate", surrogate_in_loops),
-    ("09-surrogate", surrogate_with_a_matrix),
-    ("09-surrogate", surrogate()),
-    ("09-two-rulers", rulers_in_loops),
-    ("09-two-rulers", rulers_by_the_best_policy),
-    ("09-two-rulers", rulers()),
-    ("09-updates", updates_with_torch),
-    ("09-updates", updates()),
-]
+RIGHT = {
+    "09-roll-out": [roll_out_in_loops, roll_out_first_and_cut_afterwards, roll_out()],
+    "09-surrogate": [surrogate_in_loops, surrogate_with_a_matrix, surrogate()],
+    "09-two-rulers": [rulers_in_loops, rulers_by_the_best_policy, rulers()],
+    "09-updates": [updates_with_torch, updates()],
+}
 
 WRONG = {
     "09-roll-out": WRONG_ROLL_OUT,

@@ -268,21 +268,12 @@ WRONG_STOP = [
 ]
 
 
-RIGHT = [
-    ("10-law", law_with_unique),
-    ("10-law", law_in_loops),
-    ("10-law", law()),
-    ("10-pot", pot_with_fractions),
-    ("10-pot", pot_by_ranks),
-    ("10-pot", pot()),
-    ("10-next-nat", nat_in_loops),
-    ("10-next-nat", nat_by_torch),
-    ("10-next-nat", nat()),
-    ("10-stop", stop_in_steps),
-    ("10-stop", stop_at_once),
-    ("10-stop", stop_at_the_highest_yet),
-    ("10-stop", stop()),
-]
+RIGHT = {
+    "10-law": [law_with_unique, law_in_loops, law()],
+    "10-pot": [pot_with_fractions, pot_by_ranks, pot()],
+    "10-next-nat": [nat_in_loops, nat_by_torch, nat()],
+    "10-stop": [stop_in_steps, stop_at_once, stop_at_the_highest_yet, stop()],
+}
 
 WRONG = {
     "10-law": WRONG_LAW,

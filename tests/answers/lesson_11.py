@@ -277,20 +277,12 @@ WRONG_GRPO = [
 ]
 
 
-RIGHT = [
-    ("11-bug", bug_by_a_triangle),
-    ("11-bug", bug_in_single_precision),
-    ("11-bug", bug(back)),
-    ("11-rloo", rloo_by_the_group_mean),
-    ("11-rloo", rloo_in_loops),
-    ("11-rloo", rloo()),
-    ("11-dpo", dpo_in_loops),
-    ("11-dpo", dpo_in_single_precision),
-    ("11-dpo", dpo()),
-    ("11-grpo", grpo_in_numpy),
-    ("11-grpo", grpo_in_loops),
-    ("11-grpo", grpo()),
-]
+RIGHT = {
+    "11-bug": [bug_by_a_triangle, bug_in_single_precision, bug(back)],
+    "11-rloo": [rloo_by_the_group_mean, rloo_in_loops, rloo()],
+    "11-dpo": [dpo_in_loops, dpo_in_single_precision, dpo()],
+    "11-grpo": [grpo_in_numpy, grpo_in_loops, grpo()],
+}
 
 WRONG = {
     "11-bug": WRONG_BUG,
