@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ppo_toy import reviews
+from ppo_toy.tables import read_table, table_text, write_text
 
 N_RATERS = 10
 COLUMNS = {
@@ -79,7 +80,7 @@ def read_ratings(path: str | Path | None = None) -> Tensor:
 
     Args:
         path: a file of your own in the columns of `ratings.tsv`; that file by default. A word
-            that it leaves out scores 0, and of a word that it has twice the last line counts.
+            that it leaves out scores 0.
 
     Returns:
         [10, 17] in double precision, from -4 to 4; 0 for the five tokens that are not adjectives.
@@ -90,8 +91,20 @@ def read_ratings(path: str | Path | None = None) -> Tensor:
             a file of the course, the command that makes it again.
     """
     ratings = torch.zeros(N_RATERS, len(reviews.VOCABULARY), dtype=torch.float64)
-    for token, scores in _read("ratings.tsv", path, _rating):
-        ratings[:, token] = torch.tensor(scores, dtype=torch.float64)
+    rated = set()
+
+    def rate(word: str, *scores: str) -> None:
+        if word not in reviews.ADJECTIVES:
+            raise ValueError(
+                f'"{word}" is not one of the adjectives: {" ".join(reviews.ADJECTIVES)}'
+            )
+        if word in rated:
+            raise ValueError(f'"{word}" is rated twice')
+        rated.add(word)
+        numbers = [_integer(score, -4, 4) for score in scores]
+        ratings[:, reviews.VOCABULARY.index(word)] = torch.tensor(numbers, dtype=torch.float64)
+
+    _read("ratings.tsv", path, rate)
     return ratings
 
 
@@ -172,7 +185,7 @@ def main(names: list[str]) -> None:
         if name not in MAKERS:
             raise SystemExit(f"{name} is not one of the files: {' '.join(MAKERS)}")
     for name in names or MAKERS:
-        (folder() / name).write_text(MAKERS[name](), encoding="utf-8", newline="\n")
+        write_text(folder() / name, MAKERS[name]())
         print(f"{folder() / name}: {N_ROWS[name]:,} rows")
 
 
@@ -195,39 +208,15 @@ def _uniforms(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _text(name: str, rows: Any) -> str:
-    return "".join("\t".join(map(str, row)) + "\n" for row in [COLUMNS[name], *rows])
+    return table_text(COLUMNS[name], rows)
 
 
 def _read(name: str, path: str | Path | None, parse: Callable[..., Any]) -> list:
-    """Returns what `parse` makes of each row's fields; its errors get the file and the line."""
-    hint = "" if path else f"; to make it again: python -m ppo_toy.data {name}"
-    file, columns = Path(path or folder() / name), COLUMNS[name]
-    try:
-        header, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} is missing{hint}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}{hint}") from None
-    if header.split("\t") != columns:
-        raise ValueError(f"{file}, line 1: the columns are not {columns}{hint}")
-    rows = []
-    for number, line in enumerate(lines, start=2):
-        fields = line.split("\t")
-        try:
-            if len(fields) != len(columns):
-                raise ValueError(f"{len(fields)} columns where {len(columns)} were due")
-            rows.append(parse(*fields))
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}: {error}{hint}") from None
-    if not rows or (path is None and len(rows) != N_ROWS[name]):
-        raise ValueError(f"{file} has {len(rows)} rows; {N_ROWS[name]} were due{hint}")
-    return rows
-
-
-def _rating(word: str, *scores: str) -> tuple[int, list[int]]:
-    if word not in reviews.ADJECTIVES:
-        raise ValueError(f'"{word}" is not one of the adjectives: {" ".join(reviews.ADJECTIVES)}')
-    return reviews.VOCABULARY.index(word), [_integer(score, -4, 4) for score in scores]
+    if path:
+        return read_table(Path(path), COLUMNS[name], parse)
+    command = f"python -m ppo_toy.data {name}"
+    file, n_rows = folder() / name, N_ROWS[name]
+    return read_table(file, COLUMNS[name], parse, n_rows=n_rows, command=command)
 
 
 def _sentence(prompt: str, review: str) -> tuple[list[int], list[int]]:

@@ -8,8 +8,10 @@ Each lesson makes the models anew in seconds, from the same seeds, with the sett
 """
 
 import copy
+import math
 
 import torch
+from torch import Tensor
 
 from ppo_toy import exact
 from ppo_toy.data import Pairs, folder, read_corpus, read_preferences
@@ -18,6 +20,7 @@ from ppo_toy.policies import freeze
 from ppo_toy.pretraining import pretrain
 from ppo_toy.reviews import LENGTH, PROMPTS, VOCABULARY, WORDS
 from ppo_toy.rewards import RewardModel, normalize, tabulated, train_reward_model
+from ppo_toy.tables import read_table, table_text, write_text
 from ppo_toy.training import train
 from ppo_toy.trajectories import sample
 from ppo_toy.worlds import ToyReviews
@@ -37,6 +40,7 @@ TRAINING = {
     "penalty": "sampled",
     "clip": 0.2,
 }
+RUNS = "rlhf_runs.tsv"
 COLUMNS = ["beta", "seed", "objective", "reward", "kl", "share"]
 
 
@@ -85,6 +89,22 @@ def train_policy(reference: TinyGPT, world: ToyReviews, beta: float, seed: int) 
     return policy
 
 
+def read_runs() -> Tensor:
+    """Returns where the runs that `main` wrote down ended, [15, 6].
+
+    The columns are beta, in reward per nat; the seed; J and R, in reward; KL, in nats; and the
+    share, as in `main`.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged. Both messages name the file, the line if there is one, and the
+            command that makes it again.
+    """
+    n_rows, command = len(BETAS) * len(SEEDS), "python -m ppo_toy.recipes"
+    rows = read_table(folder() / RUNS, COLUMNS, _run, n_rows=n_rows, command=command)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def main() -> None:
     """Trains for every beta and seed, and writes the exact J, R and KL of each run.
 
@@ -92,7 +112,7 @@ def main() -> None:
     """
     reference = reference_policy()
     world = reviews_world(reference)
-    lines = ["\t".join(COLUMNS)]
+    rows = []
     for beta in BETAS:
         start = exact.evaluate(reference, reference, world, beta).objective
         best = exact.optimum(reference, world, beta).objective
@@ -101,9 +121,16 @@ def main() -> None:
             end = exact.evaluate(policy, reference, world, beta)
             share = (end.objective - start) / (best - start)
             numbers = (end.objective, end.reward, end.kl, share)
-            lines.append("\t".join([f"{beta}", f"{seed}", *(f"{x:.4f}" for x in numbers)]))
-            print(lines[-1])
-    (folder() / "rlhf_runs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+            rows.append([beta, seed, *(f"{x:.4f}" for x in numbers)])
+            print(*rows[-1], sep="\t")
+    write_text(folder() / RUNS, table_text(COLUMNS, rows))
+
+
+def _run(*fields: str) -> list[float]:
+    numbers = [float(field) for field in fields]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{fields} are not all finite numbers")
+    return numbers
 
 
 if __name__ == "__main__":

@@ -266,6 +266,14 @@ def test_a_bad_line_of_ratings_is_named(tmp_path, row, said):
         data.read_ratings(path)
 
 
+def test_a_word_that_is_rated_twice_is_an_error_in_the_courses_file_too(monkeypatch, tmp_path):
+    text = (data.folder() / "ratings.tsv").read_text(encoding="utf-8")
+    (tmp_path / "ratings.tsv").write_text(text.replace("great\t", "superb\t"), encoding="utf-8")
+    monkeypatch.setattr(data, "folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match='"superb" is rated twice; to make it again: python -m'):
+        data.read_ratings()
+
+
 def test_the_lowest_and_the_highest_rating_are_read(tmp_path):
     path = tmp_path / "mine.tsv"
     row = "good\t-4\t4\t0\t-3\t3\t-2\t2\t-1\t1\t0"

@@ -9,7 +9,7 @@ from ppo_toy.data import read_preferences
 from ppo_toy.gpt import TinyGPT
 from ppo_toy.policies import TabularPolicy, fingerprint, freeze
 from ppo_toy.recipes import N_HELD_OUT, reference_policy, reward_model
-from ppo_toy.rewards import RewardModel, margins
+from ppo_toy.rewards import RewardModel, margins, tabulated
 from ppo_toy.trajectories import enumerate_all, log_probs, per_step_kl, sample, score
 from ppo_toy.worlds import TokenSequence, ToyReviews
 
@@ -222,17 +222,49 @@ def test_the_runs_are_measured_from_the_reference_to_the_best_policy(monkeypatch
 
 
 def test_the_runs_in_the_file_add_up():
-    text = (data.folder() / "rlhf_runs.tsv").read_text(encoding="utf-8")
-    header, *rows = [line.split("\t") for line in text.splitlines()]
-    assert header == recipes.COLUMNS
-    assert [row[:2] for row in rows] == [
-        [f"{beta}", f"{seed}"] for beta in recipes.BETAS for seed in recipes.SEEDS
-    ]
-    for row in rows:
-        beta, _, objective, reward, kl, share = map(float, row)
+    runs = recipes.read_runs().tolist()
+    assert [row[:2] for row in runs] == [[b, s] for b in recipes.BETAS for s in recipes.SEEDS]
+    for beta, _, objective, reward, kl, share in runs:
         # each of the numbers is right up to half of its last digit
         assert objective == pytest.approx(reward - beta * kl, abs=5e-5 * (2 + beta))
         assert 0.9 < share < 1
+
+
+@pytest.mark.parametrize("beta", recipes.BETAS)
+def test_a_run_comes_as_far_as_the_file_says(made, beta):
+    reference, model = made
+    world = tabulated(ToyReviews(reward=model))
+    policy = recipes.train_policy(reference, world, beta, seed=0)
+    start, end = (exact.evaluate(x, reference, world, beta).objective for x in (reference, policy))
+    share = (end - start) / (exact.optimum(reference, world, beta).objective - start)
+    _, _, objective, _, _, stored = next(
+        row for row in recipes.read_runs().tolist() if row[:2] == [beta, 0]
+    )
+    # another machine rounds otherwise, and a run of 540 updates carries that far
+    assert end == pytest.approx(objective, abs=0.05)
+    assert share == pytest.approx(stored, abs=0.015)
+    assert share > 0.96
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: None, "rlhf_runs.tsv is missing"),
+        (lambda text: text.replace("objective", "reward"), "line 1: the columns are not"),
+        (lambda text: text.replace("\t0.9907", ""), "line 2: 5 columns where 6 were due"),
+        (lambda text: text.replace("0.9882", "nan", 1), "line 3: .* are not all finite numbers"),
+        (lambda text: text.replace("0.9882", "x", 1), "line 3: could not convert string to float"),
+        (lambda text: text.splitlines()[0], "has 0 rows; 15 were due"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named_with_its_command(monkeypatch, tmp_path, change, said):
+    text = change((data.folder() / "rlhf_runs.tsv").read_text(encoding="utf-8"))
+    if text is not None:
+        (tmp_path / "rlhf_runs.tsv").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(recipes, "folder", lambda: tmp_path)
+    with pytest.raises((FileNotFoundError, ValueError), match=said) as error:
+        recipes.read_runs()
+    assert str(error.value).endswith("; to make it again: python -m ppo_toy.recipes")
 
 
 def test_the_pairs_held_out_are_few_and_enough_to_measure_by():

@@ -1,0 +1,60 @@
+"""Tables in files: columns between tabs, a header, and an error that says where and what to do."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read_table(
+    file: Path,
+    columns: Sequence[str],
+    parse: Callable[..., Any],
+    *,
+    n_rows: int | None = None,
+    command: str = "",
+) -> list:
+    """Returns what `parse` makes of each row.
+
+    Args:
+        file: UTF-8 text, a header and a line for each row.
+        columns: what the header has to say.
+        parse: called with a row's fields; its ValueError gets the file and the line.
+        n_rows: how many rows there must be; one or more if None.
+        command: what makes the file again, for the messages; none if empty.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged. Both messages name the file, the line if there is one, and the
+            command.
+    """
+    hint = f"; to make it again: {command}" if command else ""
+    try:
+        header, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is missing{hint}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}{hint}") from None
+    if header.split("\t") != list(columns):
+        raise ValueError(f"{file}, line 1: the columns are not {list(columns)}{hint}")
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        fields = line.split("\t")
+        try:
+            if len(fields) != len(columns):
+                raise ValueError(f"{len(fields)} columns where {len(columns)} were due")
+            rows.append(parse(*fields))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}{hint}") from None
+    if len(rows) != (n_rows or max(1, len(rows))):
+        raise ValueError(f"{file} has {len(rows)} rows; {n_rows or 'some'} were due{hint}")
+    return rows
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Returns the text of a file with this header and these rows."""
+    return "".join("\t".join(map(str, row)) + "\n" for row in [columns, *rows])
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file, the same bytes on every system."""
+    file.write_text(text, encoding="utf-8", newline="\n")
