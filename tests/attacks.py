@@ -89,6 +89,26 @@ for place in [".", "..", *(f"/proc/{{p}}/fd" for p in (os.getpid(), os.getppid()
     except OSError:
         pass
 {WRONG}""",
+    "prints-half-a-line": f"{WRONG}\ndef check(*arguments):\n    print('case 1, returned 5')",
+    "prints-a-line-more": f"""\
+{WRONG}
+real = check
+def check(*arguments):
+    real(*arguments)
+    print("nothing more")
+""",
+    "fills-the-disk": """\
+filled = []
+for place in ("/tmp", "/dev/shm", "/dev", "/", "/usr"):
+    try:
+        for k in range(8):
+            with open(f"{place}/{k}", "wb") as file:
+                file.write(bytes(12 << 20))
+        filled.append(place)
+    except OSError:
+        pass
+raise RuntimeError(f"filled {filled}")
+""",
     "reads-the-expected": """\
 import glob, os
 found = [path for path in glob.glob("../**", recursive=True) if os.path.isfile(path)

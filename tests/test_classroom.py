@@ -73,6 +73,14 @@ def test_the_seed_comes_from_the_environment(monkeypatch):
     assert seen[4:8] != seen[8:]
 
 
+@pytest.mark.usefixtures("product")
+@pytest.mark.parametrize("seed", ["x", "-1", "1.5", ""])
+def test_a_seed_that_is_no_number_is_named(monkeypatch, seed):
+    monkeypatch.setenv(SEED, seed)
+    with pytest.raises(ValueError, match=f"{SEED} is '{seed}'; it must be a whole number"):
+        check("01-product", lambda a, b: a * b)
+
+
 def test_an_unknown_exercise_is_named():
     for name in ("01-nothing", "99-nothing", "nothing", "", "../x", "01.x-y"):
         with pytest.raises(ValueError, match="there is no exercise"):

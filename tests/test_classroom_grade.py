@@ -127,6 +127,9 @@ def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
         (["nowhere.ipynb"], "no file or folder nowhere.ipynb"),
         ([str(tmp_path)], "there is no notebook in"),
         ([str(tmp_path), "--jobs", "0"], "--jobs is 0"),
+        ([str(tmp_path), "--memory", "-1"], "--memory is -1; it must be a number above 0"),
+        ([str(tmp_path), "--memory", "inf"], "--memory is inf"),
+        ([str(tmp_path), "--cell-seconds", "nan"], "--cell-seconds is nan"),
         ([str(tmp_path), "--lesson", "99_x"], "no lesson '99_x'"),
     ):
         assert main(["grade", *arguments, "--out", str(tmp_path / "book"), *solutions]) == 2

@@ -46,13 +46,42 @@ def test_a_reference_without_a_check_is_refused(tmp_path):
         Reference.read(tmp_path / "01_x.ipynb")
 
 
+def test_a_reference_that_is_no_notebook_or_has_no_points_is_named(tmp_path):
+    path = tmp_path / "01_x.ipynb"
+    notebook = nbformat.read(PATH, as_version=4)
+    del notebook.cells[REFERENCE.questions["01-brake"].check].metadata.nbgrader["points"]
+    nbformat.write(notebook, path)
+    with pytest.raises(ValueError, match="01_x.ipynb: the cell 01-brake-check has no points"):
+        Reference.read(path)
+    for text in ("{", "{}", '{"nbformat": 4, "nbformat_minor": 5, "cells": []}'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="01_x.ipynb is no notebook of format 4"):
+            Reference.read(path)
+
+
 def test_only_answer_cells_are_taken():
     cells = submission(**{"01_brake": ANSWER})
     cells.append({"cell_type": "code", "source": "import os", "metadata": {}, "id": "new"})
     taken = take(cells, REFERENCE)
     assert taken.answers["01-brake"] == ANSWER
     assert set(taken.answers) == set(REFERENCE.questions)
-    assert taken.remarks == []
+    assert taken.remarks == ["code cells that are not the reference's, and are not run: 1"]
+
+
+def test_a_code_cell_that_was_altered_or_removed_is_remarked_on():
+    cells = submission()
+    given = [c for c in cells if c["cell_type"] == "code" and not c["metadata"].get("nbgrader")]
+    given[1]["source"] += "\nimport numpy as np"
+    assert take(cells, REFERENCE).remarks == [
+        "code cells of the reference that were altered or removed, and are used: 1",
+        "code cells that are not the reference's, and are not run: 1",
+    ]
+    cells.remove(given[1])
+    given[0]["source"] = given[0]["source"].splitlines(keepends=True)
+    cells.append({"cell_type": "code", "source": "\n", "metadata": {}, "id": "empty"})
+    assert take(cells, REFERENCE).remarks == [
+        "code cells of the reference that were altered or removed, and are used: 1"
+    ]
 
 
 def test_a_source_may_be_a_list_of_lines():

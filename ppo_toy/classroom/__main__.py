@@ -1,6 +1,7 @@
 """Student editions and grades: `python -m ppo_toy.classroom --help`."""
 
 import argparse
+import math
 import os
 import secrets
 import sys
@@ -69,6 +70,9 @@ def _grade(options: argparse.Namespace) -> None:
 
     if options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}; it must be 1 or more")
+    for name, value in (("memory", options.memory), ("cell-seconds", options.cell_seconds)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"--{name} is {value:g}; it must be a number above 0")
     walled = not options.without_bubblewrap and bubblewrap() is not None
     if not walled:
         print(NOT_WALLED, file=sys.stderr)

@@ -27,7 +27,7 @@ TOKEN = "PPO_TOY_CAGE"  # environment variable by which the processes of a cage 
 KERNEL = "caged"
 SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")
 PROCESSES = 512  # that one cage may add to those the user has
-HOME_BYTES = 64 << 20
+HOME_BYTES = 64 << 20  # of its home; as much again of each folder for what is passing
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ def walls(folder: Path) -> list[str]:
     options = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for path in SYSTEM:
         options += ["--ro-bind-try", path, path]
-    options += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    options += ["--proc", "/proc", "--dev", "/dev"]
+    for path in ("/tmp", "/dev/shm"):
+        options += ["--size", str(HOME_BYTES), "--tmpfs", path]
     # A virtual environment and the Python it was made from.
     pythons = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1])}
     for path in sorted(pythons):
@@ -102,7 +104,8 @@ def walls(folder: Path) -> list[str]:
         options += ["--tmpfs", str(PACKAGE / "classroom")]  # installed: the solutions lie there
     for name, kind in (("course", "--ro-bind-try"), ("run", "--bind-try")):
         options += [kind, str(folder / name), str(folder / name)]
-    return options + ["--size", str(HOME_BYTES), "--tmpfs", str(folder / "home")]
+    options += ["--size", str(HOME_BYTES), "--tmpfs", str(folder / "home")]
+    return options + ["--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def environment(folder: Path, token: str) -> dict[str, str]:

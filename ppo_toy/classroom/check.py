@@ -52,7 +52,7 @@ def check(name: str, answer: Callable[..., Any]) -> None:
 
     Raises:
         CheckFailed: it is wrong; the message names the likely mistake.
-        ValueError: there is no such exercise.
+        ValueError: there is no such exercise, or the seed in the environment is no number.
     """
     if HIDDEN in os.environ:
         cases = torch.load(os.environ[HIDDEN], weights_only=False)[name]
@@ -64,7 +64,10 @@ def check(name: str, answer: Callable[..., Any]) -> None:
     from ppo_toy.classroom.exercise import find  # knows the solutions
 
     exercise = find(name)
-    fault = exercise.fault(answer, exercise.cases(int(os.environ.get(SEED, "0"))))
+    seed = os.environ.get(SEED, "0")
+    if not seed.isdecimal():
+        raise ValueError(f"{SEED} is {seed!r}; it must be a whole number, 0 or more")
+    fault = exercise.fault(answer, exercise.cases(int(seed)))
     if fault:
         raise CheckFailed(f"{name}: {fault}")
     what = "values and gradients" if exercise.differentiate else "values"

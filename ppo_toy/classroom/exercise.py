@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -146,7 +147,7 @@ def _shapes(labels: Sequence[str]) -> dict[str, list[str]]:
     for label in labels:
         case, returned, shape = label.partition(", returned ")
         if returned:
-            shapes.setdefault(case, []).append(shape[shape.index("[") :])
+            shapes.setdefault(case, []).append("".join(shape.partition("[")[1:]))
     return shapes
 
 
@@ -160,10 +161,8 @@ def _in_words(shapes: Sequence[str]) -> str:
     return f"{n} things ({', '.join(things)})"
 
 
-def _first_difference(lines: Any, right: Any) -> tuple[str, str]:
-    got, wanted = list(lines), list(right)
-    for k in range(max(len(got), len(wanted))):
-        pair = (got + ["nothing"] * len(wanted))[k], (wanted + ["nothing more"] * len(got))[k]
-        if pair[0] != pair[1]:
-            return pair
-    raise AssertionError("the lists are equal")
+def _first_difference(lines: Sequence[str], right: Sequence[str]) -> tuple[str, str]:
+    """The first lines of two different lists that are not the same."""
+    pairs = itertools.zip_longest(lines, right)
+    got, wanted = next(pair for pair in pairs if pair[0] != pair[1])
+    return "nothing" if got is None else got, "nothing more" if wanted is None else wanted

@@ -22,8 +22,9 @@ def release(solutions: Path, exercises: Path) -> list[Path]:
         raise ValueError(f"there is no notebook in {solutions}")
     editions = []
     for source in sources:
+        notebook = read_solutions(source)
         try:
-            edition = student_edition(nbformat.read(source, as_version=4))
+            edition = student_edition(notebook)
         except ValueError as error:
             raise ValueError(f"{source.name}: {error}") from None
         editions.append((exercises / source.name, edition))
@@ -31,6 +32,21 @@ def release(solutions: Path, exercises: Path) -> list[Path]:
     for path, edition in editions:
         nbformat.write(edition, path)
     return [path for path, _ in editions]
+
+
+def read_solutions(path: Path) -> NotebookNode:
+    """Reads a notebook of solutions.
+
+    Raises:
+        ValueError: it is no notebook of format 4.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{path.name} is no notebook of format 4: {why}") from None
+    return notebook
 
 
 def student_edition(notebook: NotebookNode) -> NotebookNode:

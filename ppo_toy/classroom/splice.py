@@ -10,6 +10,7 @@ import io
 import json
 import re
 import tokenize
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,14 @@ from nbval.plugin import comment_markers
 
 from ppo_toy.classroom import checks, inputs
 from ppo_toy.classroom.exercise import Exercise, find
-from ppo_toy.classroom.release import nbgrader, stub
+from ppo_toy.classroom.release import nbgrader, read_solutions, stub
 
 FILE_BYTES = 10 << 20
 ANSWER_BYTES = 100_000
 # Names in an answer that a person should look at: ways to solutions, and out of the function.
 OPENERS = """ppo_toy classroom sys os subprocess socket ctypes inspect gc importlib __import__ open
-    eval exec compile getattr globals get_ipython pathlib shutil signal threading""".split()
+    eval exec compile getattr globals vars get_ipython pathlib shutil signal threading builtins
+    __builtins__ __dict__ __globals__ __subclasses__""".split()
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Reference:
         Raises:
             ValueError: an answer has no check, or there is no exercise of its name.
         """
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read_solutions(path)
         place = {nbgrader(cell).get("grade_id"): k for k, cell in enumerate(notebook.cells)}
         questions = {}
         for name, k in place.items():
@@ -64,7 +66,9 @@ class Reference:
                 if f"{name}-check" not in place:
                     raise ValueError(f"{path.name}: answer {name!r} has no cell {name}-check")
                 check = place[f"{name}-check"]
-                points = nbgrader(notebook.cells[check])["points"]
+                points = nbgrader(notebook.cells[check]).get("points")
+                if not isinstance(points, int):
+                    raise ValueError(f"{path.name}: the cell {name}-check has no points")
                 questions[name] = Question(find(name), k, check, points)
         digest = hashlib.sha256(path.read_bytes())
         modules = Path(checks.__file__).parent.glob(f"lesson_{path.stem.split('_')[0]}[._]*")
@@ -139,7 +143,26 @@ def take(cells: Sequence[dict[str, Any]], reference: Reference) -> Submission:
                 taken.remarks.append(f"{name}: nbval markers in the answer were removed")
         if _sources(cells, f"{name}-check", check.id) != [check.source]:
             taken.remarks.append(f"{name}: the check cell was altered; the reference's is used")
+    taken.remarks += _other_changes(cells, reference)
     return taken
+
+
+def _other_changes(cells: Sequence[dict[str, Any]], reference: Reference) -> list[str]:
+    """What was done to the code cells that are neither answers nor checks."""
+    ids = {cell.id for cell in reference.notebook.cells if nbgrader(cell)}
+    given = [
+        c.source for c in reference.notebook.cells if c.cell_type == "code" and not nbgrader(c)
+    ]
+    mine = [
+        _source(cell)
+        for cell in cells
+        if cell.get("cell_type") == "code" and not grade_id(cell) and cell.get("id") not in ids
+    ]
+    gone = sum(source not in mine for source in given)
+    new = sum(bool(source.strip()) and source not in given for source in mine)
+    remarks = [f"code cells of the reference that were altered or removed, and are used: {gone}"]
+    remarks += [f"code cells that are not the reference's, and are not run: {new}"]
+    return [remark for remark, n in zip(remarks, (gone, new), strict=True) if n]
 
 
 def spliced(reference: Reference, name: str, answer: str, expected: str) -> NotebookNode:
@@ -184,6 +207,7 @@ def for_a_person(answer: str, reference: Reference, name: str) -> list[str]:
 
 
 def _names(source: str) -> set[str]:
+    source = unicodedata.normalize("NFKC", source)  # as Python reads names
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (tokenize.TokenError, SyntaxError, ValueError):
@@ -194,14 +218,14 @@ def _names(source: str) -> set[str]:
 def _sources(cells: Sequence[dict[str, Any]], name: str, cell_id: str) -> list[str]:
     found = [cell for cell in cells if grade_id(cell) == name]
     found = found or [cell for cell in cells if cell.get("id") == cell_id and not grade_id(cell)]
-    sources = []
-    for cell in found:
-        source = cell.get("source")
-        if isinstance(source, list) and all(isinstance(line, str) for line in source):
-            source = "".join(source)
-        is_code = cell.get("cell_type") == "code" and isinstance(source, str)
-        sources.append(source if is_code else "")
-    return sources
+    return [_source(cell) if cell.get("cell_type") == "code" else "" for cell in found]
+
+
+def _source(cell: dict[str, Any]) -> str:
+    source = cell.get("source")
+    if isinstance(source, list) and all(isinstance(line, str) for line in source):
+        return "".join(source)
+    return source if isinstance(source, str) else ""
 
 
 def _unusable(source: str) -> str | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from ppo_toy.classroom.splice import FILE_BYTES, Reference, grade_id, read_cells
 
 UNKNOWN = "unknown"
+COPY = re.compile(r"( ?\(\d+\)|-Copy\d*)+$")  # what a browser or Jupyter adds to a copy's name
+NAME_BYTES = 60  # a file's name has room for 255
 
 
 @dataclass
@@ -35,8 +37,8 @@ def find_submissions(
     """Returns what is to be graded among files, and notebooks in folders.
 
     The lesson stands in the file's name, else the exercises in the file tell. The student is what
-    else stands in the name (`ada_01_objective.ipynb`), else the folder (`ada/01_objective.ipynb`,
-    `ada/01_objective/01_objective.ipynb`).
+    else stands in the name (`ada_01_objective.ipynb`), but for what a browser or Jupyter adds to a
+    copy; else the folder (`ada/01_objective.ipynb`, `ada/01_objective/01_objective.ipynb`).
 
     Args:
         paths: files and folders.
@@ -44,13 +46,20 @@ def find_submissions(
         lesson: of all files, if given.
 
     Raises:
-        ValueError: a path does not exist, or there is no notebook.
+        ValueError: a path does not exist, there is no notebook, or files of different folders
+            tell the same student.
     """
     found: dict[tuple[str, str], HandedIn] = {}
+    places: dict[tuple[str, str, bool], Path] = {}
     for path in _notebooks(paths):
         name = lesson or _lesson(path, references)
-        student = _student(path, name)
+        student, place, named_by_file = _student(path, name)
         first = found.setdefault((student, name), HandedIn(student, name, path))
+        if places.setdefault((student, name, named_by_file), place) != place:
+            raise ValueError(
+                f"{first.path} and {path} would both be {student!r}; let files, or the folders "
+                "that they lie in, bear the students' names"
+            )
         if first.path != path:
             first.others.append(path)
     if not found:
@@ -62,14 +71,18 @@ def digest(path: Path, reference: Reference | None) -> str:
     """Changes with the file, the reference and its checks; a file too large goes by its size."""
     mixed = hashlib.sha256(reference.digest.encode() if reference else b"")
     if path.is_file() and not path.is_symlink():
-        small = path.stat().st_size <= FILE_BYTES
-        mixed.update(path.read_bytes() if small else str(path.stat().st_size).encode())
+        size = path.stat().st_size
+        try:
+            mixed.update(path.read_bytes() if size <= FILE_BYTES else str(size).encode())
+        except OSError as error:
+            mixed.update(str(error).encode())
     return mixed.hexdigest()
 
 
 def safe_name(name: str) -> str:
     """A name that is fit for a file and a table, different for different names."""
-    safe = re.sub(r"[^\w.-]+", "_", name).strip("._-")[:60] or "unnamed"
+    safe = re.sub(r"[^\w.-]+", "_", name).strip("._-")
+    safe = safe.encode("utf-8", "replace")[:NAME_BYTES].decode("utf-8", "ignore") or "unnamed"
     return safe if safe == name else f"{safe}-{zlib.crc32(name.encode('utf-8', 'replace')):08x}"
 
 
@@ -98,7 +111,10 @@ def _lesson(path: Path, references: Mapping[str, Reference]) -> str:
     return best if best and shared[best] else UNKNOWN
 
 
-def _student(path: Path, lesson: str) -> str:
-    rest = path.stem.replace(lesson, "").strip("_- .")
-    folders = [part for part in path.absolute().parts[:-1] if part != lesson]
-    return safe_name(rest or folders[-1])
+def _student(path: Path, lesson: str) -> tuple[str, Path, bool]:
+    """The student, the folder that holds what is theirs, and whether the file's name tells."""
+    rest = COPY.sub("", path.stem).replace(lesson, "").strip("_- .")
+    if rest:
+        return safe_name(rest), path.absolute().parent, True
+    folder = next(parent for parent in path.absolute().parents if parent.name != lesson)
+    return safe_name(folder.name), folder, False
