@@ -15,6 +15,53 @@ from ppo_toy.classroom.inputs import normal, random_mask, uniform
 LESSONS = [module.name.removeprefix("lesson_") for module in pkgutil.iter_modules(checks.__path__)]
 EXERCISES = [exercise for lesson in LESSONS for exercise in lesson_of(f"{lesson}-").values()]
 
+# A letter for each axis of each exercise's tensors, in the order of its arguments. The same letter
+# is the same size, so a square matrix has one twice: a table of the words that follow words.
+AXES = {
+    "01-brake": "BTV BTV",
+    "01-objective": "V V V",
+    "01-best-policy": "V V",
+    "01-gradient": "V V V",
+    "02-two-penalties": "SV SV SV",
+    "02-batch-kl": "BTV BTV BT",
+    "02-dashboard": "BT BT BT",
+    "02-who-drew": "V V",
+    "03-batch-gradient": "V V B B",
+    "03-answerable": "B BT BT",
+    "03-surrogate": "BTV BTV BT BT BT",
+    "04-left-to-earn": "PV PV PV",
+    "04-response-to-beta": "V V",
+    "04-controller": "G GBT GBT",
+    "05-to-go": "B BT BT",
+    "05-gae": "BT BT BT",
+    "05-best-tokens": "V VV VV",
+    "06-bug": "BT BT B BT",
+    "06-clip": "BT BT BT BT",
+    "06-anchors": "BTV BTV BTV BT BT",
+    "06b-follow-up": "BT B BT BT B",
+    "06b-learn-from": "BT BT BT BT",
+    "06b-loss": "BTA BT BTA BT BT BT BT",
+    "07-attention": "BND BND BNW BN",
+    "07-loss": "BNV BN BT",
+    "07-temperature": "BTV BTV BT",
+    "08-votes": "RN RN N",
+    "08-loss": "N N N N",
+    "08-end": "BC BT",  # C columns: one more than tokens
+    "08-unit": "N N",
+    "09-roll-out": "V VV BT",
+    "09-surrogate": "BT BT B BT",
+    "09-two-rulers": "PN PN PN",
+    "09-updates": "V V B B",
+    "10-law": "N N",
+    "10-pot": "N N",
+    "10-next-nat": "N N N",
+    "10-stop": "RS RS",
+    "11-bug": "BT BT B BT",
+    "11-rloo": "PN PN PN",
+    "11-dpo": "CNT CNT CNT",  # C is 2: the preferred response and the other one
+    "11-grpo": "PN",
+}
+
 every_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 
 
@@ -37,6 +84,18 @@ def test_its_mistakes_are_mistakes_that_the_cases_tell_apart(exercise, seed):
     cases = exercise.cases(seed)
     for message, mistake in exercise.mistakes.items():
         assert exercise.fault(mistake, cases) == message
+
+
+@every_exercise
+def test_axes_that_stand_for_different_things_have_different_sizes(exercise):
+    """Or an answer that divides by, or adds up along, the wrong one could pass."""
+    for case in exercise.cases(0):
+        tensors = [x for x in case.arguments.values() if isinstance(x, torch.Tensor)]
+        sizes = {}
+        for axes, tensor in zip(AXES[exercise.name].split(), tensors, strict=True):
+            for axis, size in zip(axes, tensor.shape, strict=True):
+                assert sizes.setdefault(axis, size) == size
+        assert len(set(sizes.values())) == len(sizes)
 
 
 @every_exercise

@@ -110,6 +110,18 @@ WRONG_BATCHES = [
     (lambda x, r, m: pair((x.log_softmax(-1) - r.log_softmax(-1)).sum(-1), m), "not weighted"),
     (lambda x, r, m: [k.item() for k in pair(kl_of(x, r), m)], "no gradient is left"),
     (lambda x, r, m: ((m * kl_of(x, r)).sum(1), pair(kl_of(x, r), m)[1]), "one mean over all"),
+    (
+        lambda x, r, m: ((m * kl_of(x, r)).sum(0).mean(), pair(kl_of(x, r), m)[1]),
+        "per response: it is divided by T",
+    ),
+    (
+        lambda x, r, m: ((m * kl_of(x, r)).sum() / x.shape[1], pair(kl_of(x, r), m)[1]),
+        "per response: it is divided by T",
+    ),
+    (
+        lambda x, r, m: ((m * kl_of(x, r)).sum() / x.shape[2], pair(kl_of(x, r), m)[1]),
+        "the value is not right",
+    ),
     (lambda x, r, m: pair(kl_of(x, r) / math.log(2), m), "the value is not right"),
     (lambda x, r, m: pair(kl_of(x, r), m)[0], "the shape is not right"),
 ]
@@ -159,6 +171,10 @@ WRONG_DASHBOARDS = [
     (
         lambda p, q, m: [x.item() for x in three(p, q, m, right_k3(p, q))],
         "no gradient reaches log_p",
+    ),
+    (
+        lambda p, q, m: [(x * m).sum() / len(m) for x in (p - q, (p - q) ** 2 / 2, right_k3(p, q))],
+        "the value is not right",
     ),
     (lambda p, q, m: three(p, q.detach(), m, right_k3(p, q.detach())), "no gradient reaches log_q"),
     (lambda p, q, m: three(p, q, m, right_k3(p, q) * 2), "the value is not right"),

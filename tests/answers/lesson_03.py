@@ -74,7 +74,7 @@ def answerable_in_loops(total, kls, price, counts):
 
 @torch.no_grad()
 def answerable_by_a_matrix(rewards, kl, beta, mask):
-    after = torch.ones(3, 3).float().tril(-1)  # [t', t]: 1 where t' > t
+    after = torch.ones(4, 4).float().tril(-1)  # [t', t]: 1 where t' > t
     return (rewards.float()[:, None] - beta * (kl * mask).float() @ after) * mask
 
 
@@ -141,10 +141,10 @@ def picked(x, t):
     return x.gather(2, t[:, :, None])[:, :, 0]
 
 
-def put_together(x, q, t, a, m, b, keep=True):
+def put_together(x, q, t, a, m, b, keep=True, end=lambda y: y.sum() / len(y)):
     if keep:
         q, a = q.detach(), a.detach()
-    return ((a * picked(x.log_softmax(2), t) - b * kl_of(x, q)) * m).sum() / len(m)
+    return end((a * picked(x.log_softmax(2), t) - b * kl_of(x, q)) * m)
 
 
 WRONG_SURROGATES = [
@@ -155,12 +155,19 @@ WRONG_SURROGATES = [
     (lambda *z: put_together(*z[:5], 1.0), "β is missing"),
     (lambda *z: put_together(*z[:5], 0.0), "the KL is missing"),
     (lambda *z: put_together(*z[:5], -z[5]), "the KL is added"),
+    (lambda *z: put_together(*z, end=lambda y: y.mean(1).sum()), "divided by T"),
+    (lambda *z: put_together(*z, end=lambda y: y.sum(0).mean()), "divided by T"),
+    (
+        lambda *z: put_together(*z, keep=False, end=lambda y: y.sum() / y.shape[1]),
+        "divided by T; divide by B; and detach",
+    ),
+    (lambda x, *z: put_together(x, *z) * len(x) / x.shape[2], "the value is not right"),
     (lambda *z: put_together(*z) * len(z[4]), "not divided by B"),
     (lambda *z: put_together(*z) * len(z[4]) / z[4].sum(), "a mean over tokens"),
     (lambda *z: put_together(*z[:4], z[4] | True, z[5]), "nothing was drawn there"),
     (lambda *z: put_together(*z[:4], z[4] | True, z[5], keep=False), "there; and detach"),
     (lambda *z: put_together(*z).item(), "no gradient reaches logits"),
-    (lambda *z: put_together(*z) * 2, "the value is not right"),
+    (lambda *z: put_together(*z) * 3, "the value is not right"),
     (
         lambda x, q, t, a, m, b: (
             put_together(x, q, t, a, m, 0)

@@ -126,7 +126,7 @@ def anchors_by_torch(logits, old_logits, ref_logits, tokens, advantages, beta_ol
     return (ratio * advantages.detach() - brakes).sum(-1).mean()
 
 
-def anchors(first="on", second="nr", detach="oar", mean=False, upside_down=False, signs=1):
+def anchors(first="on", second="nr", detach="oar", end=None, upside_down=False, signs=1):
     def kl(p, q):
         return (p.exp() * (p - q)).sum(-1)
 
@@ -138,7 +138,7 @@ def anchors(first="on", second="nr", detach="oar", mean=False, upside_down=False
         y = (-log_ratio if upside_down else log_ratio).exp() * a
         y = y - signs * b_old * kl(*(log[c] for c in first))
         y = y - signs * b_ref * kl(*(log[c] for c in second))
-        return y.mean() if mean else y.sum(1).mean()
+        return end(y) if end else y.sum(1).mean()
 
     return answer
 
@@ -152,7 +152,10 @@ WRONG_ANCHORS = [
     (anchors("nn"), "KL to the old policy is missing"),
     (anchors("on", "nn"), "KL to the reference is missing"),
     (anchors(signs=-1), "KLs are added"),
-    (anchors(mean=True), "steps are averaged"),
+    (anchors(end=lambda y: y.mean()), "steps are averaged"),
+    (anchors(end=lambda y: y.mean(1).sum()), "divided by T"),
+    (anchors(end=lambda y: y.sum(0).mean()), "divided by T"),
+    (anchors(end=lambda y: y.sum()), "responses are added up"),
     (anchors(upside_down=True), "upside down"),
     (anchors(detach="ar"), "old_logits are constants"),
     (anchors(detach="or"), "advantages are constants"),

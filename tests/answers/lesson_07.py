@@ -30,20 +30,20 @@ def attend_with_a_large_number(queries, keys, values, mask):
 
 
 def attend_by_torch(query, key, value, mask):
-    may = (torch.ones(4, 4).tril() * mask[:, None]).bool() | torch.eye(4).bool()
+    may = (torch.ones(3, 3).tril() * mask[:, None]).bool() | torch.eye(3).bool()
     return F.scaled_dot_product_attention(query, key, value, may) * mask[:, :, None]
 
 
-def attend(scale=3**0.5, future=False, padding=False, cut=True, diagonal=True, shape=lambda s: s):
+def attend(scale=5**0.5, future=False, padding=False, cut=True, diagonal=True, shape=lambda s: s):
     def answer(query, key, value, mask):
         scores = shape(query @ key.transpose(1, 2) / scale)
-        hidden = torch.zeros(len(mask), 4, 4, dtype=torch.bool)
+        hidden = torch.zeros(len(mask), 3, 3, dtype=torch.bool)
         if not future:
-            hidden |= torch.triu(torch.ones(4, 4), diagonal=1).bool()
+            hidden |= torch.triu(torch.ones(3, 3), diagonal=1).bool()
         if not padding:
             hidden |= ~mask.unsqueeze(1)
         if diagonal:
-            hidden &= ~torch.eye(4).bool()
+            hidden &= ~torch.eye(3).bool()
         o = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value
         return torch.where(mask.unsqueeze(-1), o, 0.0) if cut else o
 
@@ -52,8 +52,9 @@ def attend(scale=3**0.5, future=False, padding=False, cut=True, diagonal=True, s
 
 WRONG_ATTENTION = [
     (attend(1), "√D is missing"),
-    (attend(3), "it should be √D"),
-    (attend(2**0.5), "the value's width"),
+    (attend(5), "it should be √D"),
+    (attend(4**0.5), "the value's width"),
+    (attend(3**0.5), "the value is not right"),
     (attend(future=True), "the future is read"),
     (attend(padding=True), "padding is read"),
     (attend(future=True, padding=True), "both masks are missing"),
@@ -90,7 +91,7 @@ def loss_in_loops(scores, tokens, counts):
     return sum(of_response) / len(of_response)
 
 
-def loss(rows=slice(1, 4), tokens=slice(2, 5), end=lambda x, m: (x * m).sum(1).mean(), sign=-1):
+def loss(rows=slice(1, 5), tokens=slice(2, 6), end=lambda x, m: (x * m).sum(1).mean(), sign=-1):
     def answer(logits, text, mask):
         log_pi = torch.log_softmax(logits[:, rows], dim=2)
         return sign * end(log_pi.gather(2, text[:, tokens].unsqueeze(2)).squeeze(2), mask)
@@ -99,16 +100,20 @@ def loss(rows=slice(1, 4), tokens=slice(2, 5), end=lambda x, m: (x * m).sum(1).m
 
 
 WRONG_LOSS = [
-    (loss(slice(2, 5)), "as the buggy one"),
-    (loss(slice(2, 5), slice(1, 4)), "shifted the wrong way"),
-    (loss(slice(2, 4), slice(3, 5), lambda x, m: (x * m[:, 1:]).sum(1).mean()), "the first token"),
+    (loss(slice(2, 6)), "as the buggy one"),
+    (loss(slice(2, 6), slice(1, 5)), "shifted the wrong way"),
+    (loss(slice(2, 5), slice(3, 6), lambda x, m: (x * m[:, 1:]).sum(1).mean()), "the first token"),
     (
-        loss(slice(0, 4), slice(1, 5), lambda x, m: (x * F.pad(m, (1, 0), value=1)).sum(1).mean()),
+        loss(slice(0, 5), slice(1, 6), lambda x, m: (x * F.pad(m, (1, 0), value=1)).sum(1).mean()),
         "the prompt counts",
     ),
     (loss(end=lambda x, m: x.sum(1).mean()), "the padding counts"),
     (loss(end=lambda x, m: (x * m).sum() / m.sum()), "averaged over all tokens"),
     (loss(end=lambda x, m: (x * m).mean()), "averaged over [B, n]"),
+    (loss(end=lambda x, m: (x * m).mean(1).sum()), "it is divided by n"),
+    (loss(end=lambda x, m: (x * m).sum(0).mean()), "it is divided by n"),
+    (loss(end=lambda x, m: x[m].sum() / m.size(1)), "it is divided by n"),
+    (lambda z, *a: loss()(z, *a) * len(z) / z.shape[2], "the value is not right"),
     (loss(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "within each response"),
     (loss(end=lambda x, m: x[m].sum()), "responses are added up"),
     (loss(sign=1), "the sign is wrong"),

@@ -170,16 +170,16 @@ def read(column):
 
 
 WRONG_END = [
-    (read(lambda ends, n: (n + 1).clamp(max=4) - 1), "one token too early"),
-    (read(lambda ends, n: (n + 2).clamp(max=4)), "one token too late"),
+    (read(lambda ends, n: (n + 1).clamp(max=5) - 1), "one token too early"),
+    (read(lambda ends, n: (n + 2).clamp(max=5)), "one token too late"),
     (read(lambda ends, n: n), "the end token belongs to the response"),
     (lambda v, y, end: v[:, -1], "this is the last column"),
     (lambda v, y, end: v[:, 0], "this is column 0"),
-    (read(lambda ends, n: ((~ends).sum(1) + 1).clamp(max=4)), "tokens behind the end are counted"),
+    (read(lambda ends, n: ((~ends).sum(1) + 1).clamp(max=5)), "tokens behind the end are counted"),
     (
         lambda v, y, end: torch.stack(
             [
-                r[max([t + 1 for t in range(4) if s[t] == end] or [4])]
+                r[max([t + 1 for t in range(5) if s[t] == end] or [5])]
                 for r, s in zip(v, y, strict=True)
             ]
         ),
@@ -187,6 +187,7 @@ WRONG_END = [
     ),
     (read(lambda ends, n: ends.int().argmax(1) + 1), "without an end token ends with its last"),
     (read(lambda ends, n: ends.int().argmax(1)), "add 1, and mind"),
+    (read(lambda ends, n: (n + 1).clamp(max=len(ends))), "the value is not right"),
     (lambda v, y, end: v.mean(dim=1), "the columns are averaged"),
     (lambda v, y, end: end_in_loops(v, y, 0), "the value is not right"),
     (lambda v, y, end: v.gather(1, (y != end).cumprod(1)), "the shape is not right"),

@@ -39,13 +39,20 @@ def roll_out_first_and_cut_afterwards(first, after, u, end):
 
 
 def roll_out(
-    row=lambda f, a, k: a[k], pad=True, cut=True, late=False, pick=None, stops=True, strict=False
+    row=lambda f, a, k: a[k],
+    pad=True,
+    cut=True,
+    late=False,
+    pick=None,
+    stops=True,
+    strict=False,
+    steps=lambda u: u.shape[1],
 ):
     def answer(f, a, u, end):
         b, n = u.shape
         tokens, mask, logs = torch.zeros(b, n).long(), torch.zeros(b, n).bool(), torch.zeros(b, n)
         alive, logits = torch.ones(b).bool(), f.expand(b, len(f))
-        for t in range(n):
+        for t in range(steps(u)):
             p = logits.softmax(-1)
             sums = p.cumsum(1)[:, :-1]
             k = (u[:, t : t + 1] > sums if strict else u[:, t : t + 1] >= sums).sum(1)
@@ -86,8 +93,10 @@ WRONG_ROLL_OUT = [
     (roll_out(pad=False, cut=False), "the value is not right"),
     (roll_out(lambda f, a, k: f.expand(len(k), -1)), "like a first one"),
     (roll_out(lambda f, a, k: a[:, k].T), "read by columns"),
+    (roll_out(steps=len), "the value is not right"),
+    (lambda f, a, u, end: roll_out()(f, a, u[:, : len(u)], end), "the shape is not right"),
     (roll_out(pick=lambda p: p.max(-1).indices), "likeliest token"),
-    (lambda f, a, u, end: roll_out()(f, a, u[:, [0]].repeat(1, 4), end), "only the first u"),
+    (lambda f, a, u, end: roll_out()(f, a, u[:, [0]].repeat(1, 5), end), "only the first u"),
     (lambda f, a, u, end: roll_out()(f, a, 1 - u, end), "the value is not right"),
     (lambda f, a, u, end: roll_out()(f, a, u, 0), "the value is not right"),
     (lambda *x: roll_out()(*x)[:2], "shape is not right"),

@@ -226,13 +226,13 @@ def stop_as_published(kl, gold, budget):
 
 def stop(
     first=lambda x, b: (x >= b).tolist().index(True), share=None, late=0, never=None,
-    under=lambda x, b: (x < b).all(),
+    under=lambda x, b: (x < b).all(), last=lambda kl: kl.shape[1] - 1,
 ):  # fmt: skip
     def answer(kl, gold, budget):
         steps, points = [], []
         for x, y in zip(kl, gold, strict=True):
             if under(x, budget):
-                steps.append(len(x) - 1 if never is None else never)
+                steps.append(last(kl) if never is None else never)
                 points.append(y[-1 if never is None else never].item())
                 continue
             i = int(first(x, budget))
@@ -262,6 +262,7 @@ WRONG_STOP = [
     (stop(share=lambda x, y, b: 1 - (b - x) / (y - x)), "turned round"),
     (stop(late=1), "too large by 1"),
     (stop(never=0), "take the last note"),
+    (stop(last=lambda kl: len(kl) - 1), "the value is not right"),
     (stop(share=lambda x, y, b: b / y), "the value is not right"),
     (lambda *a: stop()(*a).flip(0), "the rows are swapped"),
     (lambda *a: stop()(*a).T, "shape is not right"),

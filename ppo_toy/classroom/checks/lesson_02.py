@@ -64,10 +64,10 @@ TWO_PENALTIES = Exercise(
 
 
 def _padded(generator: Generator) -> dict:
-    logits, ref_logits = normal(2, 3, 3, 3, generator=generator)
-    mask = random_mask(1, 2, 3, generator=generator)
-    logits[~mask] = torch.tensor([99.0, 0, 0], dtype=torch.float64)
-    ref_logits[~mask] = torch.tensor([0, 99.0, 0], dtype=torch.float64)
+    logits, ref_logits = normal(2, 2, 3, 4, generator=generator)
+    mask = random_mask(3, 2, generator=generator)
+    logits[~mask] = torch.tensor([99.0, 0, 0, 0], dtype=torch.float64)
+    ref_logits[~mask] = torch.tensor([0, 99.0, 0, 0], dtype=torch.float64)
     return {"logits": logits, "ref_logits": ref_logits, "mask": mask}
 
 
@@ -107,6 +107,9 @@ BATCH_KL = Exercise(
         "per response: it is not divided by B": lambda x, q, m: _both(
             _kl(x, q), m, response=(_kl(x, q) * m).sum()
         ),
+        "per response: it is divided by T; divide by B": lambda x, q, m: _both(
+            _kl(x, q), m, response=(_kl(x, q) * m).sum(0).mean()
+        ),
         "per response: one mean over all responses is wanted": lambda x, q, m: _both(
             _kl(x, q), m, response=(_kl(x, q) * m).sum(-1)
         ),
@@ -129,8 +132,8 @@ BATCH_KL = Exercise(
 
 
 def _drawn(generator: Generator) -> dict:
-    log_p, log_q = -2 * torch.rand(2, 3, 3, generator=generator, dtype=torch.float64)
-    mask = random_mask(1, 2, 3, generator=generator)
+    log_p, log_q = -2 * torch.rand(2, 3, 4, generator=generator, dtype=torch.float64)
+    mask = random_mask(1, 2, 4, generator=generator)
     log_p[~mask], log_q[~mask] = 99.0, 97.0
     return {"log_p": log_p, "log_q": log_q, "mask": mask}
 

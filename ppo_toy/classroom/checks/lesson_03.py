@@ -78,8 +78,8 @@ BATCH_GRADIENT = Exercise(
 
 
 def _steps(generator: Generator) -> dict:
-    mask = random_mask(1, 2, 3, generator=generator)
-    kl = 0.1 + torch.rand(3, 3, generator=generator, dtype=torch.float64)
+    mask = random_mask(1, 2, 4, generator=generator)
+    kl = 0.1 + torch.rand(3, 4, generator=generator, dtype=torch.float64)
     kl[~mask] = 99.0
     rewards = normal(3, generator=generator)
     return {"rewards": rewards, "kl": kl, "beta": uniform(0.3, 1.3, generator), "mask": mask}
@@ -140,12 +140,12 @@ ANSWERABLE = Exercise(
 
 
 def _batch(generator: Generator) -> dict:
-    logits, ref_logits = normal(2, 3, 3, 3, generator=generator)
-    mask = random_mask(1, 2, 3, generator=generator)
-    tokens = torch.randint(3, (3, 3), generator=generator) * mask
-    advantages = normal(3, 3, generator=generator)
-    logits[~mask] = torch.tensor([0, 99.0, 0], dtype=torch.float64)
-    ref_logits[~mask] = torch.tensor([0, 0, 99.0], dtype=torch.float64)
+    logits, ref_logits = normal(2, 2, 3, 4, generator=generator)
+    mask = random_mask(3, 2, generator=generator)
+    tokens = torch.randint(4, (2, 3), generator=generator) * mask
+    advantages = normal(2, 3, generator=generator)
+    logits[~mask] = torch.tensor([0, 99.0, 0, 0], dtype=torch.float64)
+    ref_logits[~mask] = torch.tensor([0, 0, 99.0, 0], dtype=torch.float64)
     advantages[~mask] = 99.0
     beta = uniform(0.3, 1.3, generator)
     drawn = {"tokens": tokens, "advantages": advantages, "mask": mask, "beta": beta}
@@ -185,6 +185,7 @@ def _rule(x, q, t, a, m, b, *, log_p=_log_p, kl=_exact, brake=1.0, **k):
 _RULES: dict[str, Callable] = {  # the likely ones first
     "padding counts: nothing was drawn there": partial(_rule, padding=True, padding_in_kl=True),
     "this is a mean over tokens; divide by B": partial(_rule, by=lambda m: 1 / m.sum()),
+    "it is divided by T; divide by B": partial(_rule, by=lambda m: 1 / m.shape[1]),
     "it is not divided by B": partial(_rule, by=lambda m: 1),
     "the KL is missing": partial(_rule, brake=0),
     "β is missing": lambda x, q, t, a, m, b: _rule(x, q, t, a, m, 1.0),
@@ -222,7 +223,7 @@ SURROGATE = Exercise(
         "a gradient reaches the reference: detach it": _hold(_rule, q=False),
     }
     | {text: _hold(f) for text, f in _RULES.items()}
-    | {f"{text}; and detach the constants": f for text, f in list(_RULES.items())[:7]},
+    | {f"{text}; and detach the constants": f for text, f in list(_RULES.items())[:8]},
 )
 
 EXERCISES = [BATCH_GRADIENT, ANSWERABLE, SURROGATE]

@@ -1,5 +1,7 @@
 """Lesson 06, proximal: the ratio of a response, the clip, two anchors."""
 
+import itertools
+
 import torch
 from torch import Generator, Tensor
 
@@ -154,24 +156,24 @@ CLIP = Exercise(
 
 
 def _anchors(generator: Generator) -> dict:
-    logits = normal(3, 2, 2, 3, generator=generator)
+    logits = normal(3, 2, 3, 4, generator=generator)
     named = dict(zip(("logits", "old_logits", "ref_logits"), logits, strict=True))
-    tokens = torch.randint(3, (2, 2), generator=generator)
+    tokens = torch.randint(4, (2, 3), generator=generator)
     prices = {"beta_old": uniform(0.3, 0.6, generator), "beta_ref": uniform(0.7, 1.3, generator)}
-    return named | {"tokens": tokens, "advantages": normal(2, 2, generator=generator)} | prices
+    return named | {"tokens": tokens, "advantages": normal(2, 3, generator=generator)} | prices
 
 
 def _anchored(logits, old_logits, ref_logits, tokens, advantages, beta_old, beta_ref) -> Tensor:
     """State by state and word by word, with probabilities."""
     total = 0
-    for i, t in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+    for i, t in itertools.product(range(2), range(3)):
         steps = (x[i, t].exp() for x in (logits, old_logits.detach(), ref_logits))
         (p, old, ref), word = (x / x.sum() for x in steps), tokens[i, t]
         total = total + p[word] / old[word] * advantages[i, t].detach()
         for v in range(len(p)):
             total = total - beta_old * old[v] * torch.log(old[v] / p[v])
             total = total - beta_ref * p[v] * torch.log(p[v] / ref[v].detach())
-    return total / 2
+    return total / len(tokens)
 
 
 def _drawn(x: Tensor, tokens: Tensor) -> Tensor:
@@ -224,6 +226,7 @@ ANCHORS = Exercise(
             lambda x, o, f: _drawn(o, k) - _drawn(x, k), lambda x, o, f: _drawn(x, k) - _drawn(f, k)
         )(x, o, f, k, a, b, c),
         "the steps are averaged; they are added up": _two(total=lambda y: y.mean()),
+        "it is divided by T; divide by B": _two(total=lambda y: y.sum(0).mean()),
         "the responses are added up; their mean is wanted": _two(total=lambda y: y.sum()),
         "the KL to the reference lost its gradient": _two(
             kl_ref=lambda x, o, f: kl_divergence(x, f).detach()

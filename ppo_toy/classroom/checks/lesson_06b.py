@@ -163,15 +163,15 @@ LEARN_FROM = Exercise(
 
 
 def _played(generator: Generator) -> dict:
-    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask = torch.ones(3, 4, dtype=torch.bool)
     mask[0, torch.randint(4, (), generator=generator)] = False
-    old, new = normal(2, 2, 4, 2, generator=generator)
+    old, new = normal(2, 3, 4, 2, generator=generator)
     new = old + new / 2
-    values, advantages, targets = normal(3, 2, 4, generator=generator)
+    values, advantages, targets = normal(3, 3, 4, generator=generator)
     new[~mask], old[~mask], values[~mask], targets[~mask] = new.new_tensor([-1, 1]), 0, 9, 2
     advantages[~mask] = 99
     played = {"logits": new, "values": values, "old_logits": old}
-    played |= {"actions": torch.randint(2, (2, 4), generator=generator), "advantages": advantages}
+    played |= {"actions": torch.randint(2, (3, 4), generator=generator), "advantages": advantages}
     return played | {"targets": targets, "mask": mask, "beta_old": uniform(0.4, 0.8, generator)}
 
 

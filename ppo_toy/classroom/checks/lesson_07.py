@@ -12,9 +12,9 @@ from ppo_toy.classroom.inputs import normal, random_mask, uniform
 
 
 def _prompts(generator: Generator) -> dict:
-    mask = random_mask(4, 3, generator=generator).flip(1)
-    query, key = 1.5 * normal(2, 2, 4, 3, generator=generator)
-    value, behind = normal(2, 4, 2, generator=generator), ~mask[..., None]
+    mask = random_mask(3, 2, generator=generator).flip(1)
+    query, key = 1.5 * normal(2, 2, 3, 5, generator=generator)
+    value, behind = normal(2, 3, 4, generator=generator), ~mask[..., None]
     masked = {"query": query.masked_fill(behind, 3), "key": key.masked_fill(behind, 2)}
     return masked | {"value": value.masked_fill(behind, 99), "mask": mask}
 
@@ -71,7 +71,7 @@ ATTENTION = Exercise(
     mistakes={
         "the scores are not divided: √D is missing": _gather(scale=lambda d: 1),
         "the scores are divided by D; it should be √D": _gather(scale=lambda d: d),
-        "√ of the value's width; D is that of query and key": _gather(scale=lambda d: 2**0.5),
+        "√ of the value's width; D is that of query and key": _gather(scale=lambda d: 4**0.5),
         "the future is read: the lower triangle is missing": _gather(lambda m: _may(m, False)),
         "padding is read: only tokens that count may be": _gather(lambda m: _may(m, padded=True)),
         "both masks are missing": _gather(lambda m: _may(m, False, True)),
@@ -95,11 +95,11 @@ ATTENTION = Exercise(
 
 
 def _texts(generator: Generator) -> dict:
-    mask = random_mask(3, 2, 1, generator=generator)
-    logits = normal(3, 5, 3, generator=generator)
-    text = torch.randint(3, (3, 5), generator=generator)
+    mask = random_mask(4, 2, 1, generator=generator)
+    logits = normal(3, 6, 5, generator=generator)
+    text = torch.randint(5, (3, 6), generator=generator)
     text[:, 2:][~mask] = 0
-    logits[:, 1:4][~mask] = torch.tensor([-99.0, 0, 0], dtype=torch.float64)
+    logits[:, 1:5][~mask] = torch.tensor([-99.0, 0, 0, 0, 0], dtype=torch.float64)
     return {"logits": logits, "text": text, "mask": mask}
 
 
@@ -159,6 +159,7 @@ LOSS = Exercise(
         "the padding counts: cut it off": _loss(lambda y, m: y.sum(1).mean()),
         "it is averaged over all tokens; divide by B": _loss(lambda y, m: y[m].mean()),
         "it is averaged over [B, n]; divide by B": _loss(lambda y, m: y.masked_fill(~m, 0).mean()),
+        "it is divided by n; divide by B": _loss(lambda y, m: y[m].sum() / m.shape[1]),
         "it is averaged within each response; add up its tokens": _loss(
             lambda y, m: (y.masked_fill(~m, 0).sum(1) / m.sum(1)).mean()
         ),
@@ -177,9 +178,9 @@ LOSS = Exercise(
 
 def _steps(generator: Generator) -> dict:
     mask = random_mask(3, 2, generator=generator)
-    logits, ref_logits = 1.5 * normal(2, 2, 3, 3, generator=generator)
-    logits[~mask] = torch.tensor([30.0, 0, 0], dtype=torch.float64)
-    ref_logits[~mask] = torch.tensor([0, 30.0, 0], dtype=torch.float64)
+    logits, ref_logits = 1.5 * normal(2, 2, 3, 4, generator=generator)
+    logits[~mask] = torch.tensor([30.0, 0, 0, 0], dtype=torch.float64)
+    ref_logits[~mask] = torch.tensor([0, 30.0, 0, 0], dtype=torch.float64)
     named = {"logits": logits, "ref_logits": ref_logits, "mask": mask}
     return named | {"temperature": uniform(0.5, 0.8, generator)}
 

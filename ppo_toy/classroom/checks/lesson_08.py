@@ -138,12 +138,12 @@ LOSS = Exercise(
 
 
 def _rows(generator: Generator) -> dict:
-    """Four responses in any order: of 1, 2 and 4 tokens with an end token, and one without."""
+    """Four responses in any order: of 1, 2 and 5 tokens with an end token, and one without."""
     end_token, *others = torch.randperm(7, generator=generator).tolist()
-    responses = torch.tensor(others)[torch.randint(6, (4, 4), generator=generator)]
-    responses[[0, 1, 1, 2], [0, 1, 3, 3]] = end_token
-    behind = torch.arange(5) > torch.tensor([[1], [2], [4], [4]])
-    values = normal(4, 5, generator=generator).masked_fill(behind, 99)
+    responses = torch.tensor(others)[torch.randint(6, (4, 5), generator=generator)]
+    responses[[0, 1, 1, 2], [0, 1, 3, 4]] = end_token
+    behind = torch.arange(6) > torch.tensor([[1], [2], [5], [5]])
+    values = normal(4, 6, generator=generator).masked_fill(behind, 99)
     order = torch.randperm(4, generator=generator)
     return {"values": values[order], "responses": responses[order], "end_token": end_token}
 
@@ -159,7 +159,7 @@ def _read(length):
 
     def answer(values, responses, end_token):
         ends = (responses == end_token).long()
-        columns = length(ends, (ends.cumsum(1) == 0).sum(1)).clamp(max=4)
+        columns = length(ends, (ends.cumsum(1) == 0).sum(1)).clamp(max=5)
         return values.gather(1, columns[:, None]).squeeze(1)
 
     return answer
@@ -171,13 +171,13 @@ END = Exercise(
     route=_at_the_end,
     differentiate=("values",),
     mistakes={
-        "one token too early: column t comes after t tokens": _read(lambda e, n: n.clamp(max=3)),
+        "one token too early: column t comes after t tokens": _read(lambda e, n: n.clamp(max=4)),
         "one token too late": _read(lambda e, n: n + 2),
         "the end token belongs to the response": _read(lambda e, n: n),
-        "this is the last column, whatever stands there": _read(lambda e, n: 0 * e[:, 0] + 4),
+        "this is the last column, whatever stands there": _read(lambda e, n: 0 * e[:, 0] + 5),
         "this is column 0, where nothing has been said": _read(lambda e, n: 0 * e[:, 0]),
         "tokens behind the end are counted": _read(lambda e, n: (1 - e).sum(1) + 1),
-        "the first end token counts, not the last": _read(lambda e, n: 4 - e.flip(1).argmax(1)),
+        "the first end token counts, not the last": _read(lambda e, n: 5 - e.flip(1).argmax(1)),
         "a response without an end token ends with its last": _read(lambda e, n: e.argmax(1) + 1),
         "add 1, and mind responses without an end token": _read(lambda e, n: e.argmax(1)),
         "the columns are averaged; R is one of them": lambda v, y, end: v.mean(1),

@@ -18,17 +18,17 @@ def _same(x: Tensor, *_: Tensor) -> Tensor:
 
 
 def _tables(generator: Generator) -> dict:
-    """Four responses of up to four tokens; one at least ends early, and one does not end.
+    """Three responses of up to five tokens; one at least ends early, and one does not end.
 
     The first one draws token 0, then a token from a fair four, with a `u` on the border of two.
     """
     while True:
         first, after = normal(4, generator=generator), normal(4, 4, generator=generator)
-        u = torch.rand(4, 4, generator=generator, dtype=torch.float64)
+        u = torch.rand(3, 5, generator=generator, dtype=torch.float64)
         after[0], u[0, :2] = 0, torch.tensor([0, 0.5])
         end = int(torch.randint(1, 4, (), generator=generator))
         lengths = _rolled(first, after, u, end)[1].sum(dim=1)
-        if lengths.min() < 3 and lengths.max() == 4:
+        if lengths.min() < 3 and lengths.max() == 5:
             return {"first": first, "after": after, "u": u, "end": end}
 
 

@@ -10,11 +10,12 @@ from ppo_toy.classroom.inputs import normal
 def _runs(generator: Generator) -> dict:
     """One run only rises, the others touch the budget, pass it early, fall back, stay under it."""
     budget = torch.randint(6, 12, (), generator=generator).item() / 8  # exact in single precision
-    parts = [[0, 0.7, 1.5, 2.2, 3.1], [0, 0.5, 1, 0.3, 1.5], [0, 1.5, 0.2, 0.6, 1.3]]
-    parts = torch.tensor([*parts, [0, 0.6, 1, 0.7, 0.3], [0, 0.3, 0.7, 0.4, 0.6]]).double()
-    moved = parts + 0.2 * torch.rand(5, 5, generator=generator, dtype=torch.float64)
+    parts = [[0, 0.7, 1.5, 2.2, 3.1, 3.6], [0, 0.3, 0.6, 1, 0.4, 1.5], [0, 1.5, 0.2, 0.6, 1.3, 1.7]]
+    parts += [[0, 0.5, 0.2, 1, 0.7, 0.3], [0, 0.3, 0.7, 0.4, 0.6, 0.5]]
+    parts = torch.tensor(parts).double()
+    moved = parts + 0.2 * torch.rand(5, 6, generator=generator, dtype=torch.float64)
     kl = budget * moved.where(parts % 1 > 0, parts)[torch.randperm(5, generator=generator)]
-    return {"kl": kl, "gold": normal(5, 5, generator=generator), "budget": budget}
+    return {"kl": kl, "gold": normal(5, 6, generator=generator), "budget": budget}
 
 
 def _walk(kl: Tensor, gold: Tensor, budget: float) -> Tensor:
