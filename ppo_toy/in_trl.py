@@ -24,6 +24,7 @@ import torch
 from ppo_toy import exact, recipes, reviews
 from ppo_toy.data import read_preferences
 from ppo_toy.gpt import TinyGPT
+from ppo_toy.rewards import tabulated
 from ppo_toy.worlds import ToyReviews
 
 PACKAGES = ("trl", "transformers", "accelerate", "datasets")
@@ -208,7 +209,7 @@ def main() -> None:
     # In one piece, so that the lines of two processes do not mix.
     print(f"process {rank + 1} of {n_processes} is done\n", end="", flush=True)
     if rank == 0:
-        reached = exact.evaluate(policy, reference, world, arguments.beta)
+        reached = exact.evaluate(policy, reference, tabulated(world), arguments.beta)
         print(f"J {reached.objective:.3f}   R {reached.reward:.3f}   KL {reached.kl:.3f}   (exact)")
 
 
