@@ -28,7 +28,6 @@ from ppo_toy.rewards import tabulated
 from ppo_toy.worlds import ToyReviews
 
 PACKAGES = ("trl", "transformers", "accelerate", "datasets")
-CHECKED_ON = "trl 1.16.0, transformers 5.23.0, accelerate 1.15.0, datasets 5.2.0"
 MODEL_TYPE = "ppo_toy_tiny_gpt"
 NEVER = -1e4  # the logit of a prompt token as a response token: its probability is exactly 0
 

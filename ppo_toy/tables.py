@@ -45,7 +45,7 @@ def read_table(
             rows.append(parse(*fields))
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}{hint}") from None
-    if len(rows) != (n_rows or max(1, len(rows))):
+    if not rows or n_rows not in (None, len(rows)):
         raise ValueError(f"{file} has {len(rows)} rows; {n_rows or 'some'} were due{hint}")
     return rows
 

@@ -4,6 +4,7 @@ import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +120,17 @@ def test_a_class_is_not_graded_against_nothing(submitted, tmp_path):
     with pytest.raises(ValueError, match=f"^there is no solution in {empty}; grade from the root"):
         grade([submitted], tmp_path / "book", replace(SESSION, solutions=empty))
     assert not (tmp_path / "book").exists()
+
+
+def test_an_answer_that_cannot_be_diagnosed_does_not_stop_the_class():
+    def diagnosis(lines, cases):
+        raise IndexError(lines)
+
+    question = SimpleNamespace(exercise=SimpleNamespace(diagnosis=diagnosis))
+    known = SimpleNamespace(reference=SimpleNamespace(questions={"x": question}), cases={"x": []})
+    examination = examiner.Examination(known, None, None, {})
+    sitting = Sitting(False, "", "what no check prints", b"<testsuites/>")
+    assert examination._verdict("x", sitting) == "it printed what no check prints"
 
 
 def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
