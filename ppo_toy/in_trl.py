@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 import torch
 
 from ppo_toy import exact, recipes, reviews
-from ppo_toy.data import read_preferences
 from ppo_toy.gpt import TinyGPT
 from ppo_toy.rewards import tabulated
 from ppo_toy.worlds import ToyReviews
@@ -201,8 +200,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rank, n_processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     reference = recipes.reference_policy()
-    pairs = read_preferences()[: -recipes.N_HELD_OUT]
-    world = ToyReviews(reward=recipes.reward_model(reference, pairs))
+    world = ToyReviews(reward=recipes.reward_model())
     with quiet():
         policy = train_in_trl(reference, world, learning_rate=3e-3, **vars(arguments))
     # In one piece, so that the lines of two processes do not mix.

@@ -1,17 +1,24 @@
 """The reference policy, the reward model and the runs of lessons 08 to 11.
 
-Each lesson makes the models anew in seconds, from the same seeds, with the settings that lessons
-07 to 09 explain.
+Both models lie in `data/`, so that they are the same numbers on every machine, and
 
-    python -m ppo_toy.recipes      trains for three beta and five seeds, two minutes in all, and
-                                   writes how far each came to data/rlhf_runs.tsv
+    python -m ppo_toy.recipes                  makes both and the table of runs again
+    python -m ppo_toy.recipes reference.npz    makes this one again
+
+Lessons 07 to 09 explain the settings. What is made here is made in double precision: in single
+precision another instruction set or number of threads rounds otherwise, and 600 updates later the
+model is another one.
 """
 
 import copy
 import math
+import sys
+from typing import TypeVar
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo_toy import exact
 from ppo_toy.data import Pairs, folder, read_corpus, read_preferences
@@ -40,45 +47,61 @@ TRAINING = {
     "penalty": "sampled",
     "clip": 0.2,
 }
-RUNS = "rlhf_runs.tsv"
+REFERENCE, REWARD_MODEL, RUNS = "reference.npz", "reward_model.npz", "rlhf_runs.tsv"
+COMMAND = "python -m ppo_toy.recipes"
 COLUMNS = ["beta", "seed", "objective", "reward", "kl", "share"]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def reference_policy(seed: int = 0) -> TinyGPT:
     """Returns a small transformer pretrained on the corpus and frozen: pi_ref.
 
     Args:
-        seed: of its initial weights and of the order in which it reads.
+        seed: of its initial weights and of the order in which it reads. That of seed 0 is read
+            from `data/`; another is trained.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged. Both messages name the file and the command that makes it again.
     """
-    corpus, generator = read_corpus(), torch.Generator().manual_seed(seed)
-    model = TinyGPT(CONFIG, generator=generator)
-    pretrain(
-        model, corpus.prompts, corpus.responses, corpus.mask, generator=generator, **PRETRAINING
-    )
-    return freeze(model)
+    if seed:
+        return freeze(_pretrained(seed).to(torch.get_default_dtype()))
+    return _read(REFERENCE, TinyGPT(CONFIG, generator=torch.Generator()))
 
 
-def reward_model(reference: TinyGPT, pairs: Pairs, seed: int = 0) -> RewardModel:
+def reward_model(
+    reference: TinyGPT | None = None, pairs: Pairs | None = None, seed: int = 0
+) -> RewardModel:
     """Returns a reward model learned from the pairs, with mean 0 under the reference, and frozen.
+
+    Without arguments it is read from `data/`; with any, it is trained.
 
     Args:
         reference: where its weights begin; its mean is taken over responses drawn from there, so
-            the exact one is 0 up to a few hundredths.
-        pairs: the choices to learn from.
+            the exact one is 0 up to a few hundredths. That of `reference_policy` if None.
+        pairs: the choices to learn from; all of `data/` but those held out if None.
         seed: of the pairs drawn for each update, and of those responses.
+
+    Raises:
+        FileNotFoundError: as for `reference_policy`.
+        ValueError: likewise.
     """
-    world = ToyReviews()
-    model = RewardModel.from_policy(reference, world)
-    generator = torch.Generator().manual_seed(seed)
-    train_reward_model(pairs, model, generator=generator, **REWARD_TRAINING)
-    normalize(model, sample(reference, world, N_NORMALIZING, generator=generator))
-    return freeze(model)
+    given = reference is not None or pairs is not None or seed
+    reference = reference or reference_policy()
+    if not given:
+        return _read(REWARD_MODEL, RewardModel.from_policy(reference, ToyReviews()))
+    model = _learned(reference, pairs or training_pairs(), seed)
+    return freeze(model.to(reference.head.weight.dtype))
 
 
-def reviews_world(reference: TinyGPT) -> ToyReviews:
-    """Returns the reviews with the reward model of all pairs but those held out, as a table."""
-    model = reward_model(reference, read_preferences()[:-N_HELD_OUT])
-    return tabulated(ToyReviews(reward=model))
+def training_pairs() -> Pairs:
+    """Returns the pairs that the reward model learns from: all but those held out."""
+    return read_preferences()[:-N_HELD_OUT]
+
+
+def reviews_world() -> ToyReviews:
+    """Returns the reviews with the reward model of `data/`, as a table."""
+    return tabulated(ToyReviews(reward=reward_model()))
 
 
 def train_policy(reference: TinyGPT, world: ToyReviews, beta: float, seed: int) -> TinyGPT:
@@ -90,28 +113,46 @@ def train_policy(reference: TinyGPT, world: ToyReviews, beta: float, seed: int) 
 
 
 def read_runs() -> Tensor:
-    """Returns where the runs that `main` wrote down ended, [15, 6].
+    """Returns where the runs that are written down ended, [15, 6].
 
     The columns are beta, in reward per nat; the seed; J and R, in reward; KL, in nats; and the
-    share, as in `main`.
+    share, (J - J of the reference) / (J* - J of the reference).
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: it is damaged. Both messages name the file, the line if there is one, and the
             command that makes it again.
     """
-    n_rows, command = len(BETAS) * len(SEEDS), "python -m ppo_toy.recipes"
+    n_rows = len(BETAS) * len(SEEDS)
+    command = f"{COMMAND} {RUNS}"
     rows = read_table(folder() / RUNS, COLUMNS, _run, n_rows=n_rows, command=command)
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def main() -> None:
-    """Trains for every beta and seed, and writes the exact J, R and KL of each run.
+def main(names: list[str]) -> None:
+    """Makes the files of these names again; all of them if there are none.
 
-    `share` is (J - J of the reference) / (J* - J of the reference).
+    Raises:
+        SystemExit: a name is not one of the files.
     """
-    reference = reference_policy()
-    world = reviews_world(reference)
+    for name in names:
+        if name not in MAKERS:
+            raise SystemExit(f"{name} is not one of the files: {' '.join(MAKERS)}")
+    for name in names or MAKERS:
+        MAKERS[name]()
+        print(f"{folder() / name} is made")
+
+
+def _make_reference() -> None:
+    _write(REFERENCE, _pretrained(seed=0))
+
+
+def _make_reward_model() -> None:
+    _write(REWARD_MODEL, _learned(reference_policy(), training_pairs(), seed=0))
+
+
+def _make_runs() -> None:
+    reference, world = reference_policy().double(), reviews_world()
     rows = []
     for beta in BETAS:
         start = exact.evaluate(reference, reference, world, beta).objective
@@ -126,6 +167,51 @@ def main() -> None:
     write_text(folder() / RUNS, table_text(COLUMNS, rows))
 
 
+MAKERS = {REFERENCE: _make_reference, REWARD_MODEL: _make_reward_model, RUNS: _make_runs}
+
+
+def _pretrained(seed: int) -> TinyGPT:
+    corpus, generator = read_corpus(), torch.Generator().manual_seed(seed)
+    model = TinyGPT(CONFIG, generator=generator, dtype=torch.float64)
+    examples = (corpus.prompts, corpus.responses, corpus.mask)
+    pretrain(model, *examples, generator=generator, **PRETRAINING)
+    return model
+
+
+def _learned(reference: TinyGPT, pairs: Pairs, seed: int) -> RewardModel:
+    world, generator = ToyReviews(), torch.Generator().manual_seed(seed)
+    reference = copy.deepcopy(reference).double()
+    model = RewardModel.from_policy(reference, world)
+    train_reward_model(pairs, model, generator=generator, **REWARD_TRAINING)
+    normalize(model, sample(reference, world, N_NORMALIZING, generator=generator))
+    return model
+
+
+def _write(name: str, model: nn.Module) -> None:
+    """Writes the weights, rounded: single and double precision then read the same numbers."""
+    weights = {key: value.float().numpy() for key, value in model.state_dict().items()}
+    np.savez(folder() / name, **weights)
+
+
+def _read(name: str, model: Model) -> Model:
+    """Returns the model with the weights of the file, frozen."""
+    file = folder() / name
+    hint = f"; to make it again: {COMMAND} {name}"
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            weights = {key: torch.from_numpy(stored[key]) for key in stored.files}
+        for key, ours in model.state_dict().items():
+            found = weights.get(key)
+            if found is None or found.shape != ours.shape or not found.isfinite().all():
+                raise ValueError(f"{key} is not {list(ours.shape)} of finite numbers")
+        model.load_state_dict(weights)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is missing{hint}") from None
+    except (ValueError, RuntimeError, TypeError, EOFError, OSError, BadZipFile) as error:
+        raise ValueError(f"{file} is damaged: {error}{hint}") from None
+    return freeze(model)
+
+
 def _run(*fields: str) -> list[float]:
     numbers = [float(field) for field in fields]
     if not all(map(math.isfinite, numbers)):
@@ -134,4 +220,4 @@ def _run(*fields: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
