@@ -358,13 +358,12 @@ def test_a_run_in_double_precision_ends_where_the_file_says(made):
     assert trained(made, 0.5, torch.float64) == pytest.approx(written, abs=5e-4)
 
 
-@pytest.mark.parametrize("beta", [1.0, 2.0])
-def test_a_run_in_single_precision_comes_as_far_as_other_seeds_do(made, beta):
+def test_a_run_in_single_precision_comes_as_far_as_other_seeds_do(made):
     # In single precision each machine rounds in its own way, and 540 updates later that is like
     # another seed. The range of five seeds is 2.3 standard deviations on average, so the lowest
     # of them less the range is 3.5 below the mean: a right run falls there one time in 4,000.
-    shares = stored(beta)[:, 5]
-    share = trained(made, beta, torch.float32)[3]
+    shares = stored(1.0)[:, 5]
+    share = trained(made, 1.0, torch.float32)[3]
     assert shares.min() - (shares.max() - shares.min()) < share < 1
 
 
@@ -373,9 +372,9 @@ def test_a_run_in_single_precision_comes_as_far_as_other_seeds_do(made, beta):
     [
         (lambda text: None, "rlhf_runs.tsv is missing"),
         (lambda text: text.replace("objective", "reward"), "line 1: the columns are not"),
-        (lambda text: text.replace("\t0.9907", ""), "line 2: 5 columns where 6 were due"),
-        (lambda text: text.replace("0.9882", "nan", 1), "line 3: .* are not all finite numbers"),
-        (lambda text: text.replace("0.9882", "x", 1), "line 3: could not convert string to float"),
+        (lambda text: text.replace("\t0.9887", "", 1), "line 2: 5 columns where 6 were due"),
+        (lambda text: text.replace("0.9874", "nan", 1), "line 3: .* are not all finite numbers"),
+        (lambda text: text.replace("0.9874", "x", 1), "line 3: could not convert string to float"),
         (lambda text: text.splitlines()[0], "has 0 rows; 15 were due"),
     ],
 )
