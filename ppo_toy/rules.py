@@ -118,7 +118,7 @@ def batch_gradients(
         factor: multiplies their rewards.
 
     Raises:
-        ValueError: the rule fails, or gives no single number, or one that has no gradient.
+        ValueError: the rule fails, or gives no single number, or one without a finite gradient.
     """
     rule, table = as_rule(rule), TabularPolicy(case.world, case.policy.logits)
     listed = enumerate_all(case.policy, case.world)
@@ -143,6 +143,10 @@ def batch_gradients(
         found = [torch.stack(x) for x in zip(*(run(table, rows) for rows in chosen), strict=True)]
     if factor and case.beta and not found[2].any():
         raise ValueError("the rule's number has no gradient: all of it is detached")
+    if not (finite := found[1].isfinite().flatten(1).all(dim=1)).all():
+        at = chosen[finite.int().argmin()]
+        said, to = listed.responses[at].tolist(), listed.prompts[at].tolist()
+        raise ValueError(f"the gradient of the batch {said}, said to {to}, is not finite")
     return [p, *found[:2]]
 
 

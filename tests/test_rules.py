@@ -82,6 +82,24 @@ def test_a_mean_is_over_one_batch_however_it_is_written(rule):
         assert_close(found, due)
 
 
+def test_a_mean_over_all_batches_does_not_pass_for_that_of_one():
+    def rule(policy, reference, batch, rewards, beta):
+        centred = as_rule(centred_for_one_batch)(policy, reference, batch, rewards, beta)
+        return centred + right(policy, reference, batch, 0 * rewards, beta)
+
+    assert verdict(rule).faults == ("own response in the baseline",)
+
+
+def test_a_batch_whose_gradient_is_not_finite_is_named():
+    def others_of_the_same_prompt(prompts, log_probs, rewards, mask, beta):
+        same = (prompts == prompts.T).double()
+        others = (same @ rewards - rewards) / (same.sum(1) - 1)
+        return ((log_probs * mask).sum(1) * (rewards - others)).mean()
+
+    with pytest.raises(ValueError, match=r"said to \[\[0\], \[1\]\], is not finite"):
+        batch_gradients(others_of_the_same_prompt, random_problem(0, 2, 0.5, prompts=range(2)))
+
+
 def test_a_loop_over_numbers_gives_the_same_as_tensors():
     def with_numbers(log_probs, ref_log_probs, rewards, mask, beta):
         total = 0
