@@ -271,6 +271,11 @@ def reward_on_the_last(policy, reference, batch, rewards, beta):
     return mean(batch, earned) + reward_rule(k1)(policy, reference, batch, 0 * rewards, beta)
 
 
+def reward_in_the_last_column(policy, reference, batch, rewards, beta):
+    earned = log_probs(policy, batch)[..., -1] * rewards  # 0 behind the end
+    return mean(batch, earned) + reward_rule(k1)(policy, reference, batch, 0 * rewards, beta)
+
+
 def no_reward_to_go(policy, reference, batch, rewards, beta):
     log_p = log_probs(policy, batch)
     given = -beta * (log_p - log_probs(reference, batch)).detach()
@@ -300,6 +305,8 @@ WRONG = {
     "exact KL swapped, in reward": (lambda *x: swapped_and_charged(*x, derivative=0),)
     + ("KL arguments swapped", "own token dropped"),
     "reward on the last token": (reward_on_the_last, "reward on the last token only"),
+    "reward in the last column": (reward_in_the_last_column,)
+    + ("reward on the last token only", "reward behind the end"),
     "no reward-to-go": (no_reward_to_go, "reward on the last token only", "future KL dropped"),
     "clipped at 0.2": (clipped(-0.2, 0.2), "reward clipped"),
     "clipped at 2": (clipped(-2, 2), "reward clipped"),
@@ -743,6 +750,7 @@ COMBINED = {
         "unknown",
     ),
     "the sign of the reward": (rewards_first(torch.sign), "unknown"),
+    "a tenth of what is below 0": (rewards_first(lambda r: r.where(r > 0, r / 10)), "unknown"),
     "no end token": (without_the_end_token, "unknown"),
     "absolute log-ratio": (charged(lambda p, q: (p - q).abs()), "unknown"),
 }
