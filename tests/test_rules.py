@@ -29,6 +29,11 @@ def test_prompts_of_a_problem_have_unequal_weight():
     assert_close(prompt_weights(case.world), torch.tensor([3, 2, 1]) / 6)
     listed = enumerate_all(case.policy, case.world)
     assert_close(listed.weights.view(3, -1).sum(dim=1), torch.tensor([3, 2, 1]) / 6)
+    # Each prompt has a table of its own, whatever stands beside it.
+    rewards = case.world.reward(listed.prompts, listed.responses).view(3, -1)
+    last = case.world.reward(listed.prompts[-7:], listed.responses[-7:])
+    assert_close(last, rewards[2])
+    assert (rewards[2] != rewards[0]).all()
 
 
 @pytest.mark.parametrize("prompts", [[0], [2], range(3)])
