@@ -1,4 +1,5 @@
 import functools
+import warnings
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.testing import assert_close
 from ppo_toy import exact
 from ppo_toy.referee import verdict
 from ppo_toy.rules import ARGUMENTS, as_rule, batch_gradients, expected_gradient, random_problem
-from ppo_toy.trajectories import enumerate_all, log_probs, per_step_kl
+from ppo_toy.trajectories import Trajectories, enumerate_all, log_probs, per_step_kl
 from ppo_toy.worlds import prompt_weights
 
 
@@ -117,6 +118,11 @@ def test_a_loop_over_numbers_gives_the_same_as_tensors():
         return total / len(rewards)
 
     case = random_problem(1, 2, beta=0.5)
+    listed = enumerate_all(case.policy, case.world)
+    rows = torch.tensor([[0, 5], [3, 1], [2, 2]])  # three batches of two, side by side
+    drawn = (x[rows] for x in (listed.prompts, listed.responses, listed.mask, listed.weights))
+    given = case.policy.repeat(3), case.reference, Trajectories(*drawn), torch.randn(3, 2), 0.5
+    assert_close(as_rule(with_numbers)(*given), as_rule(loss)(*given))
     found = batch_gradients(as_rule(with_numbers, loss=True), case)
     for x, y in zip(found, batch_gradients(as_rule(loss, loss=True), case), strict=True):
         assert_close(x, y)
@@ -229,6 +235,14 @@ def test_the_policy_and_the_global_state_are_left_alone():
     expected_gradient(right, case)
     assert torch.equal(case.policy.logits, before)
     assert case.policy.logits.grad is None
+
+
+def test_a_warning_inside_a_rule_is_not_repeated_for_every_batch():
+    def noisy(policy, reference, batch, rewards, beta):
+        warnings.warn("slow", UserWarning, stacklevel=1)
+        return right(policy, reference, batch, rewards, beta)
+
+    batch_gradients(noisy, random_problem(1, 2, beta=0.5))  # pytest makes a warning an error
 
 
 def test_single_precision_inside_a_rule_is_no_fault():
