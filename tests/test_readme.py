@@ -3,13 +3,14 @@ import io
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_ten_lines_print_what_their_comments_say():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code = re.findall(r"```python\n(.*?)```", README, re.S)[0]
     promised = re.findall(r"^# (.+)$", code, re.M)
     assert len(promised) == 2
     printed = io.StringIO()
@@ -17,6 +18,21 @@ def test_the_ten_lines_print_what_their_comments_say():
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
     assert printed.getvalue().splitlines() == promised
+
+
+def test_the_test_of_ones_own_loss_passes_and_fails_as_it_says():
+    after = README.split("## Your own loss before the referee")[1]
+    code = re.search(r"```python\n(.*?)```", after, re.S).group(1)
+    test = code[code.index("from ppo_toy.referee") :]
+    assert len(test.strip().splitlines()) == 5
+    names, without_flips = {}, {}
+    exec(code, names)
+    names["test_my_loss_has_the_gradient_of_the_objective"]()
+    exec(code.replace(".flip(1)", ""), without_flips)
+    with pytest.raises(AssertionError):
+        without_flips["test_my_loss_has_the_gradient_of_the_objective"]()
+    found = names["verdict"](without_flips["my_loss"], loss=True)
+    assert f"the test fails: `{' + '.join(found.faults)}`" in README
 
 
 def test_the_test_command_stands_where_ci_looks_for_it():
