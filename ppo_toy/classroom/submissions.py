@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ppo_toy.classroom.splice import FILE_BYTES, Reference, grade_id, read_cells
+from ppo_toy.classroom.cells import FILE_BYTES, grade_id, read_cells
+from ppo_toy.classroom.splice import Reference
 
 UNKNOWN = "unknown"
 COPY = re.compile(r"( ?\(\d+\)|-Copy\d*)+$")  # what a browser or Jupyter adds to a copy's name
