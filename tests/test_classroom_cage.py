@@ -30,8 +30,26 @@ def test_the_copy_of_the_course_holds_no_solutions_and_can_be_imported(tmp_path)
 def test_the_environment_is_made_new(tmp_path):
     assert set(cage.environment(tmp_path, "t")) == {
         "PATH", "HOME", "USER", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE",
-        "OMP_NUM_THREADS", "CI", cage.HIDDEN, cage.TOKEN,
+        "OMP_NUM_THREADS", "CI", cage.HIDDEN, cage.TOKEN, *cage.switches(),
     }  # fmt: skip
+
+
+def test_only_the_four_switches_of_the_caller_go_through_and_only_plain_ones(tmp_path, monkeypatch):
+    for name in ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert cage.environment(tmp_path, "t")["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2,E1")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2; rm\n")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("LD_PRELOAD", "x.so")
+    assert cage.switches() == {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2,E1",
+        "OMP_NUM_THREADS": "3",
+    }
+    assert cage.environment(tmp_path, "t").items() >= cage.switches().items()
 
 
 def test_the_kernel_starts_with_limits_in_an_empty_folder_and_says_nothing(tmp_path):

@@ -23,28 +23,19 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
     size = path.stat().st_size
     if size > FILE_BYTES:
         raise ValueError(f"it has {size:,} bytes; at most {FILE_BYTES:,} are read")
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if text.count(b"{") + text.count(b"[") > BRACKETS:
+        raise ValueError(f"it has too many cells or parts: over {BRACKETS:,} brackets open")
     try:
-        content = json.loads(_text(path).removeprefix(b"\xef\xbb\xbf"))
+        content = json.loads(text)
     except UnicodeDecodeError:
         raise ValueError("it is not in UTF-8") from None
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     cells = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(cells, list):
         raise ValueError("it is not a notebook of format 4: it has no list of cells")
     return [cell for cell in cells if isinstance(cell, dict)]
-
-
-def _text(path: Path) -> bytes:
-    """A file's bytes, unless too many brackets open in them to be a notebook."""
-    read, brackets = bytearray(), 0
-    with path.open("rb") as file:
-        while (part := file.read(1 << 16)) and len(read) <= FILE_BYTES:
-            read += part
-            brackets += part.count(b"{") + part.count(b"[")
-            if brackets > BRACKETS:
-                raise ValueError(f"it has too many cells or parts: over {BRACKETS:,} brackets open")
-    return bytes(read)
 
 
 def grade_id(cell: dict[str, Any]) -> str | None:

@@ -89,7 +89,7 @@ class Examination:
         """Waits for the answers; returns the record, and the JUnit report of each answer."""
         sittings = {name: future.result() for name, future in self.running.items()}
         reference, path = self.examiner.reference, self.handed_in.path
-        remarks = [*self.taken.remarks, *(f"not graded: {x}" for x in self.handed_in.others)]
+        remarks = [*self.handed_in.remarks, *self.taken.remarks]
         record = Record(
             student=self.handed_in.student,
             lesson=self.handed_in.lesson,

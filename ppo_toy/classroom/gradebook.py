@@ -4,6 +4,8 @@
     reports/STUDENT.md            what failed and why, for people
     junit/STUDENT/EXERCISE.xml    what pytest reported
     grades.csv                    one row a student, one column an exercise
+    class.md                      for the instructor: who solved what, the faults, what was left out
+    not_graded.json               what was handed in and not graded, and why
 
 Each file is written beside its place and then moved there. Reports and table are made of the
 results, so folders of results that were graded elsewhere can be copied together.
@@ -13,9 +15,12 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Gradebook:
         for path in sorted(folder.glob("results/*/*.json")):
             record = _read(path)
             self.records[record.student, record.lesson] = record
+        left_out = folder / "not_graded.json"
+        self.left_out: dict[str, str] = _json(left_out) if left_out.exists() else {}
 
     def holds(self, student: str, lesson: str, digest: str) -> bool:
         """Whether this very file was graded already."""
@@ -101,12 +108,21 @@ class Gradebook:
         self.records[record.student, record.lesson] = record
         self.publish(record.student)
 
+    def leave_out(self, why: Mapping[str, str]) -> None:
+        """Adds what was not graded, by path; what is no longer there is forgotten."""
+        known = {**self.left_out, **why}
+        self.left_out = {path: known[path] for path in sorted(known) if os.path.lexists(path)}
+        text = json.dumps(self.left_out, indent=1)
+        _write(self.folder / "not_graded.json", text.encode())
+
     def publish(self, *students: str) -> None:
         """Writes the table, and the reports of these students or of all."""
         for student in students or {student for student, _ in self.records}:
             mine = [record for (name, _), record in sorted(self.records.items()) if name == student]
             _write(self.folder / "reports" / f"{student}.md", report(mine).encode())
         _write(self.folder / "grades.csv", table(self.records.values()).encode())
+        page = class_page(self.records.values(), self.left_out)
+        _write(self.folder / "class.md", page.encode())
 
 
 def table(records: Iterable[Record]) -> str:
@@ -138,18 +154,49 @@ def report(records: list[Record]) -> str:
     lines = [f"# {records[0].student}"]
     for record in records:
         lines += ["", f"## {record.lesson}: {record.points} of {record.out_of} points", ""]
-        lines += [f"Handed in as `{_quoted(record.file)}`.", ""]
+        lines += [f"Handed in as {_quoted(record.file)}.", ""]
         for mark in record.marks:
             lines.append(
-                f"- **{mark.exercise}** {mark.points} of {mark.out_of}: `{_quoted(mark.verdict)}`"
+                f"- **{mark.exercise}** {mark.points} of {mark.out_of}: {_quoted(mark.verdict)}"
             )
             if mark.look_at:
-                names = ", ".join(f"`{name}`" for name in mark.look_at)
-                lines.append(f"  - for a person to look at: the answer uses {names}")
+                names = ", ".join(map(_quoted, mark.look_at))
+                lines.append(f"  - for a person to look at: the answer names {names}")
         lines += [f"- remark: {_quoted(remark)}" for remark in record.remarks]
         if not record.walled:
             lines += ["", NOT_WALLED]
     return "\n".join(lines) + "\n"
+
+
+def class_page(records: Iterable[Record], left_out: Mapping[str, str]) -> str:
+    """The instructor's page, in Markdown: who solved what, which faults, and what was left out."""
+    marks: dict[str, list[Mark]] = {}
+    for record in sorted(records, key=lambda record: record.lesson):
+        for mark in record.marks:
+            marks.setdefault(mark.exercise, []).append(mark)
+    lines = [
+        "# The class",
+        "",
+        "| exercise | handed in | attempted | solved |",
+        "|---|---|---|---|",
+    ]
+    faults = []
+    for name, of_class in marks.items():
+        verdicts = Counter(_kind(mark.verdict) for mark in of_class)
+        idle = verdicts["no answer"] + verdicts["not attempted"]
+        n = len(of_class)
+        lines.append(f"| {name} | {n} | {n - idle} | {sum(x.points > 0 for x in of_class)} |")
+        del verdicts["right"]
+        faults += ["", f"**{name}**", ""] if verdicts else []
+        faults += [f"- {n} x {_quoted(fault)}" for fault, n in verdicts.most_common()]
+    lines += ["", "## Faults, by the number of students", *faults, "", "## Not graded", ""]
+    lines += [f"- {_quoted(path)}: {why}" for path, why in left_out.items()] or ["Nothing."]
+    return "\n".join(lines) + "\n"
+
+
+def _kind(verdict: str) -> str:
+    """A verdict without the numbers and the texts that differ from student to student."""
+    return re.sub(r"[-+]?\d[\d.e+-]*(,? [-+]?\d[\d.e+-]*)*", "…", verdict)
 
 
 NOT_WALLED = (
@@ -159,7 +206,9 @@ NOT_WALLED = (
 
 
 def _quoted(text: str) -> str:
-    return text.replace("`", "'")
+    """A stranger's text, which no reader of Markdown takes for anything else."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return "`" + text.replace("`", "'").replace("<", "‹").replace(">", "›") + "`"
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -172,9 +221,13 @@ def _write(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _read(path: Path) -> Record:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _json(path)
         marks = [Mark(**mark) for mark in content.pop("marks")]
         return Record(marks=marks, **content)
     except (ValueError, TypeError, KeyError) as error:

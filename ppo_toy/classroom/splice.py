@@ -22,7 +22,7 @@ from ppo_toy.classroom import cells as cells_module
 from ppo_toy.classroom import checks, inputs
 from ppo_toy.classroom.cells import code, grade_id, unusable, without_markers
 from ppo_toy.classroom.exercise import Exercise, find
-from ppo_toy.classroom.helpers import taken_along
+from ppo_toy.classroom.helpers import needed
 from ppo_toy.classroom.release import nbgrader, read_solutions, stub
 
 # Names in an answer that a person may look at: ways to solutions, and out of the function.
@@ -92,12 +92,12 @@ class Submission:
 
     Attributes:
         answers: by the name of their exercise.
-        helpers: the learner's own cells that an answer needs, by the same name.
+        helpers: the learner's own cells that an answer uses, by the same name.
         remarks: what was odd.
     """
 
     answers: dict[str, str] = field(default_factory=dict)
-    helpers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    helpers: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
 
@@ -128,25 +128,31 @@ def take(cells: Sequence[dict[str, Any]], reference: Reference) -> Submission:
 def _take_others(
     taken: Submission, places: dict[str, int], cells: Sequence[dict[str, Any]], reference: Reference
 ) -> None:
-    """Takes the cells that the answers need; remarks on all that are not the reference's."""
-    parts = {c.id: nbgrader(c).get("grade_id") for c in reference.notebook.cells if nbgrader(c)}
+    """Takes the learner's own cells that an answer uses, and remarks on what else was changed."""
+    graded = {c.id: nbgrader(c)["grade_id"] for c in reference.notebook.cells if nbgrader(c)}
     given = [
-        c.source for c in reference.notebook.cells if c.cell_type == "code" and not nbgrader(c)
+        c.source for c in reference.notebook.cells if c.cell_type == "code" and c.id not in graded
     ]
     others = {
         k: code(cell)
         for k, cell in enumerate(cells)
-        if grade_id(cell) not in parts.values() and (grade_id(cell) or cell.get("id") not in [*parts])
+        if (grade_id(cell) or graded.get(str(cell.get("id")))) not in graded.values()
     }
+    added = {k: x for k, x in others.items() if x not in given and not unusable(x)}
+    own = added | {places[name]: answer for name, answer in taken.answers.items()}
+    for name, answer in taken.answers.items():
+        helpers = needed(answer, {k: x for k, x in own.items() if k < places[name]})
+        taken.helpers[name] = [without_markers(helper) for helper in helpers.values()]
+        added = {k: x for k, x in added.items() if k not in helpers}
+        if along := ", ".join(str(k + 1) for k in helpers):
+            taken.remarks.append(f"{name}: cells that it uses were taken along: {along}")
     gone = sum(source not in others.values() for source in given)
     if gone:
         taken.remarks.append(
             f"code cells of the reference that were altered or removed, and are used: {gone}"
         )
-    added = {k: source for k, source in others.items() if source.strip() and source not in given}
-    answers = {name: (places[name], answer) for name, answer in taken.answers.items()}
-    taken.helpers, remarks = taken_along(answers, added | dict(answers.values()), set(added))
-    taken.remarks += remarks
+    if left := ", ".join(str(k + 1) for k in added):
+        taken.remarks.append(f"cells that no answer uses, or no plain Python, not run: {left}")
 
 
 def spliced(
@@ -194,23 +200,18 @@ def is_untouched(answer: str, reference: Reference, name: str) -> bool:
 def for_a_person(answer: str, reference: Reference, name: str) -> list[str]:
     """Names in an answer that a person may look at: the package's own version, or a way out.
 
-    A hint and no proof: there are other ways to write the same. A method of the name is none.
+    A hint, and easily avoided: it proves nothing, and neither does its absence.
     """
-    given, found = _names(stub(reference.solution(name))), _names(answer)
-    own = {*reference.questions[name].exercise.own}
-    plain = {x.removeprefix(".") for x in found if x.removeprefix(".") in own or x[:3] == ".__"}
-    return sorted((found | plain) & {*OPENERS, *own} - given)
+    given = _names(stub(reference.solution(name)))
+    suspects = {*reference.questions[name].exercise.own, *OPENERS}
+    return sorted((_names(answer) - given) & suspects)
 
 
 def _names(source: str) -> set[str]:
-    """The names in a source; those after a dot with the dot."""
     source = unicodedata.normalize("NFKC", source)  # as Python reads names
-    found, before = set(), ""
+    source = re.sub(r"\.\s*(eval|exec|compile|open)\b", "", source)  # methods of that name
     try:
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.NAME:
-                found.add("." * (before == ".") + token.string)
-            before = token.string
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (tokenize.TokenError, SyntaxError, ValueError):
         return set(re.findall(r"\w+", source))  # magics, or no Python: comments count too
-    return found
+    return {token.string for token in tokens if token.type == tokenize.NAME}
