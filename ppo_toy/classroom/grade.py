@@ -1,5 +1,6 @@
 """Grading a class: every submission on its own, several answers at a time."""
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -81,6 +82,8 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
             raise
     book.leave_out(not_graded(submissions, found))
     book.publish()
+    for path, why in book.left_out.items():
+        print(f"not graded: {plain(path)}: {why}", file=sys.stderr)
 
 
 def _is_graded(handed_in: HandedIn, book: Gradebook, references: Mapping[str, Reference]) -> bool:
