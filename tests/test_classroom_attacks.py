@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from attacks import CUNNING, HONEST, QUOTES, SPY, VIOLENT
 
-from ppo_toy.classroom.cage import PACKAGE, PROCESSES, SWITCHES, bubblewrap
+from ppo_toy.classroom.cage import PACKAGE, PROCESSES, SWITCHES, bubblewrap, clear
 from ppo_toy.classroom.gradebook import NOT_WALLED
 from ppo_toy.classroom.release import nbgrader, student_edition
 from ppo_toy.classroom.submissions import safe_name
@@ -119,6 +119,8 @@ def graded(request, tmp_path_factory):
         (folder / "tmp").mkdir()
         run["env"]["TMPDIR"] = str(folder / "tmp")
         answer = subprocess.run(command, capture_output=True, text=True, **run)
+    left = os.listdir(folder / "tmp")
+    clear(folder / "tmp")  # or pytest could not
     assert answer.returncode == 0, answer.stderr
     book = folder / "book"
     rows = csv.DictReader((book / "grades.csv").read_text(encoding="utf-8").splitlines())
@@ -134,7 +136,7 @@ def graded(request, tmp_path_factory):
         verdicts={
             name: result["marks"][name == "quotes"]["verdict"] for name, result in results.items()
         },
-        left=os.listdir(folder / "tmp"),
+        left=left,
         reports={p.stem: p.read_text(encoding="utf-8") for p in book.glob("reports/*.md")},
         page=(book / "class.md").read_text(encoding="utf-8"),
         lines=answer.stdout.splitlines(),

@@ -107,6 +107,55 @@ def test_sweeping_ends_what_carries_the_token_and_nothing_else():
         other.wait()
 
 
+@pytest.mark.skipif(cage.bubblewrap() is None, reason="bubblewrap is missing, or does not work")
+def test_of_a_python_only_its_own_parts_are_shown_and_no_copy_of_the_solutions(
+    tmp_path, monkeypatch
+):
+    installed = tmp_path / "env" / "lib" / "python3" / "site-packages" / "ppo_toy"
+    files = [installed / "kl.py", installed / "classroom" / "exercise.py", tmp_path / "class"]
+    files += [tmp_path / "env" / "src" / "app" / "solutions", tmp_path / "env" / "solutions"]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (tmp_path / "env" / "lib64").symlink_to("lib")
+    files.append(tmp_path / "env" / "lib64" / files[1].relative_to(tmp_path / "env" / "lib"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    code = "import os, sys; print([os.path.exists(x) for x in sys.argv[1:]])"
+    python = os.path.realpath(cage.PYTHON)
+    command = [cage.bubblewrap(), *cage.walls(tmp_path / "cage"), "--", python, "-c", code, *files]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout == "[True, False, False, False, False, False]\n"
+    cage.refuse_visible([tmp_path / "class", tmp_path / "env" / "src" / "app"])
+    for path in (tmp_path / "env" / "lib" / "x", tmp_path / "env" / "lib64" / "not" / "yet"):
+        with pytest.raises(ValueError, match=f"{path} lies in .* which is shown to every answer"):
+            cage.refuse_visible([path])
+
+
+def test_whatever_an_answer_leaves_behind_is_cleared(tmp_path):
+    folder, outside = tmp_path / "cage", tmp_path / "outside"
+    outside.mkdir()
+    (folder / "run" / "closed" / "inner").mkdir(parents=True)
+    (folder / "run" / ("n" * 255)).mkdir()
+    for place in (folder, folder / "run" / "closed" / "inner", outside):
+        (place / "file").write_text("x")
+        (place / "file").chmod(0)
+    os.mkfifo(folder / "run" / "fifo")
+    (folder / "run" / "out").symlink_to(outside)
+    (folder / "run" / "closed" / "out").symlink_to(outside)
+    here = os.open(folder / "run", os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d" * 255, dir_fd=here)
+        here, last = os.open("d" * 255, os.O_RDONLY, dir_fd=here), here
+        os.close(last)
+    os.close(here)
+    for closed in ("closed/inner", "closed", "d" * 255):
+        (folder / "run" / closed).chmod(0)
+    cage.clear(folder)
+    assert not folder.exists()
+    assert list(outside.iterdir()) == [outside / "file"]
+    cage.clear(folder)  # nothing there is no error
+
+
 def test_where_bubblewrap_is_missing_or_does_not_work_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     cage.bubblewrap.cache_clear()

@@ -29,6 +29,7 @@ from ppo_toy.classroom.check import HIDDEN
 PACKAGE = Path(ppo_toy.__file__).parent
 TOKEN = "PPO_TOY_CAGE"  # environment variable by which the processes of a cage are known
 KERNEL = "caged"
+PYTHON = os.path.abspath(sys.executable)  # without "..", so that it is found inside
 SYSTEM = "/bin /lib /lib64 /usr/bin /usr/lib /usr/lib64 /usr/local/lib /etc/ld.so.cache".split()
 PARTS = ("bin", "lib", "lib64", "pyvenv.cfg")  # that are shown of a Python's folder
 # Of the caller's environment, what says which instructions are used and how many threads.
@@ -91,14 +92,14 @@ def bubblewrap() -> str | None:
     if program is None:
         return None
     with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
-        command = [program, *walls(Path(folder)), "--", sys.executable, "-c", "import json"]
+        command = [program, *walls(Path(folder)), "--", PYTHON, "-c", "import json"]
         answer = subprocess.run(command, capture_output=True, check=False)
     return program if answer.returncode == 0 else None
 
 
 def _shown() -> list[Path]:
     """Python's own parts: of the system, of a virtual environment and of what it was made from."""
-    pythons = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1])}
+    pythons = {sys.prefix, sys.base_prefix, str(Path(PYTHON).resolve().parents[1])}
     return [*map(Path, SYSTEM), *(Path(x, part) for x in sorted(pythons) for part in PARTS)]
 
 
@@ -237,7 +238,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", sys.argv[2]]
+    command = [PYTHON, "-m", "ipykernel_launcher", "-f", sys.argv[2]]
     if settings["walled"]:
         inside = ["--chdir", str(folder / "home"), "--"]
         command = [shutil.which("bwrap"), *walls(folder), *inside, *command]
