@@ -64,31 +64,16 @@ def test_the_instructors_page_counts_who_solved_what_and_the_faults():
     page = class_page(
         [
             of("ada", "right", "β is missing"),
-            of("bob", "right", "expected 0.5 -1.25 3, yours [0.25, 2.0]"),
-            of("carl", "not attempted", "expected 7.5, yours [1e-05]"),
+            of("bob", "right", "k1 was expected: 0.5 -1.25 3, yours [[0.25, 2.0], [-inf, 1]]"),
+            of("carl", "not attempted", "k1 was expected: 7.5, yours (1e-05)"),
             of("dora", "no answer", "β is missing"),
         ],
         {"submitted/eve": "an empty folder"},
     )
     assert "| 01-a | 4 | 2 | 2 |\n| 01-b | 4 | 4 | 0 |" in page
     assert "**01-a**\n\n- 1 x `not attempted`\n- 1 x `no answer`" in page
-    assert "**01-b**\n\n- 2 x `β is missing`\n- 2 x `expected …, yours […]`" in page
+    assert "**01-b**\n\n- 2 x `β is missing`\n- 2 x `k1 was expected: …, yours …`" in page
     assert "## Not graded\n\n- `submitted/eve`: an empty folder" in page
-
-
-def test_what_was_not_graded_is_kept_as_long_as_it_is_there(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).write_text("")
-    book = Gradebook(tmp_path / "book")
-    book.leave_out({str(tmp_path / "a"): "it is hidden"})
-    book.leave_out({str(tmp_path / "b"): "it is no notebook"})
-    (tmp_path / "a").unlink()
-    again = Gradebook(tmp_path / "book")
-    assert list(again.left_out) == [str(tmp_path / "a"), str(tmp_path / "b")]
-    again.leave_out({})
-    again.publish()
-    assert list(again.left_out) == [str(tmp_path / "b")]
-    assert "it is no notebook" in (tmp_path / "book" / "class.md").read_text(encoding="utf-8")
 
 
 def test_what_was_written_is_read_again(tmp_path):

@@ -12,7 +12,7 @@ from ppo_toy.classroom.splice import Reference, for_a_person, is_untouched, spli
 
 PATH = Path(__file__).parents[1] / "notebooks" / "solutions" / "01_objective.ipynb"
 REFERENCE = Reference.read(PATH)
-NOT_RUN = "cells that no answer uses, or no plain Python, not run: "
+NOT_RUN = "cells that no answer uses, no plain Python, or too long, not run: "
 ANSWER = "def brake(a, b, c):\n    return 1\n"
 
 
@@ -186,6 +186,7 @@ def test_a_helper_that_is_too_long_or_holds_a_marker_is_no_way_round():
     long = f"helper = 1\n{'#' * ANSWER_BYTES}"
     taken = take(with_helpers("def brake(*a):\n    return helper", [long])[0], REFERENCE)
     assert not taken.helpers["01-brake"]
+    assert taken.remarks[0].startswith(NOT_RUN)
     marked = "# NBVAL_SKIP\nhelper = 1"
     taken = take(with_helpers("def brake(*a):\n    return helper", [marked])[0], REFERENCE)
     assert taken.helpers["01-brake"] == ["#\nhelper = 1"]

@@ -67,6 +67,7 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
         raise ValueError(f"there is no lesson {session.lesson!r} in {session.solutions}")
     book = Gradebook(out)
     found = find_submissions(submissions, references, session.lesson)
+    book.left_out = not_graded(submissions, found)
     todo = [x for x in found if session.again or not _is_graded(x, book, references)]
     if session.walled and bubblewrap():
         refuse_visible([session.solutions, out, *submissions])
@@ -80,7 +81,6 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    book.leave_out(not_graded(submissions, found))
     book.publish()
     for path, why in book.left_out.items():
         print(f"not graded: {plain(path)}: {why}", file=sys.stderr)

@@ -5,7 +5,6 @@
     junit/STUDENT/EXERCISE.xml    what pytest reported
     grades.csv                    one row a student, one column an exercise
     class.md                      for the instructor: who solved what, the faults, what was left out
-    not_graded.json               what was handed in and not graded, and why
 
 Each file is written beside its place and then moved there. Reports and table are made of the
 results, so folders of results that were graded elsewhere can be copied together.
@@ -20,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,10 @@ class Gradebook:
 
     Args:
         folder: see the module.
+
+    Attributes:
+        records: by student and lesson.
+        left_out: what was handed in and not graded, by path, and why; for the instructor's page.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -91,8 +93,7 @@ class Gradebook:
         for path in sorted(folder.glob("results/*/*.json")):
             record = _read(path)
             self.records[record.student, record.lesson] = record
-        left_out = folder / "not_graded.json"
-        self.left_out: dict[str, str] = _json(left_out) if left_out.exists() else {}
+        self.left_out: dict[str, str] = {}
 
     def holds(self, student: str, lesson: str, digest: str) -> bool:
         """Whether this very file was graded already."""
@@ -107,13 +108,6 @@ class Gradebook:
         _write(self.folder / "results" / record.student / f"{record.lesson}.json", text.encode())
         self.records[record.student, record.lesson] = record
         self.publish(record.student)
-
-    def leave_out(self, why: Mapping[str, str]) -> None:
-        """Adds what was not graded, by path; what is no longer there is forgotten."""
-        known = {**self.left_out, **why}
-        self.left_out = {path: known[path] for path in sorted(known) if os.path.lexists(path)}
-        text = json.dumps(self.left_out, indent=1)
-        _write(self.folder / "not_graded.json", text.encode())
 
     def publish(self, *students: str) -> None:
         """Writes the table, and the reports of these students or of all."""
@@ -174,12 +168,7 @@ def class_page(records: Iterable[Record], left_out: Mapping[str, str]) -> str:
     for record in sorted(records, key=lambda record: record.lesson):
         for mark in record.marks:
             marks.setdefault(mark.exercise, []).append(mark)
-    lines = [
-        "# The class",
-        "",
-        "| exercise | handed in | attempted | solved |",
-        "|---|---|---|---|",
-    ]
+    lines = ["# The class", "", "| exercise | handed in | attempted | solved |", "|---" * 4 + "|"]
     faults = []
     for name, of_class in marks.items():
         verdicts = Counter(_kind(mark.verdict) for mark in of_class)
@@ -196,7 +185,8 @@ def class_page(records: Iterable[Record], left_out: Mapping[str, str]) -> str:
 
 def _kind(verdict: str) -> str:
     """A verdict without the numbers and the texts that differ from student to student."""
-    return re.sub(r"[-+]?\d[\d.e+-]*(,? [-+]?\d[\d.e+-]*)*", "…", verdict)
+    verdict = re.sub(r"[-+]?\b(\d[\w.+-]*|inf|nan)\b", "…", verdict)
+    return re.sub(r"[\[(]*…([\[(\])\s,]*…)*[\])]*", "…", verdict)
 
 
 NOT_WALLED = (
@@ -221,13 +211,9 @@ def _write(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _read(path: Path) -> Record:
     try:
-        content = _json(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
         marks = [Mark(**mark) for mark in content.pop("marks")]
         return Record(marks=marks, **content)
     except (ValueError, TypeError, KeyError) as error:

@@ -90,12 +90,8 @@ class WatchedKernel(nbval.kernel.RunningKernel):
                 return
 
     def _watch(self) -> None:
-        """Looks at what a kernel may do and the system does not forbid it."""
-        try:
-            odd = any(not SOCKET.fullmatch(x.name) or x.is_dir() for x in os.scandir("run"))
-        except OSError:
-            odd = True
-        if odd:
+        """Ends a kernel that does what nothing else forbids it, or not to root."""
+        if any(not SOCKET.fullmatch(x.name) or x.is_dir() for x in os.scandir("run")):
             self._end("it wrote into the folder of the kernel's sockets")
         if _tasks(os.getpid()) > PROCESSES:
             self._end(f"it started more than {PROCESSES} processes and threads")

@@ -118,8 +118,8 @@ def take(cells: Sequence[dict[str, Any]], reference: Reference) -> Submission:
             taken.answers[name], places[name] = without_markers(sources[0]), found[0]
             if taken.answers[name] != sources[0]:
                 taken.remarks.append(f"{name}: nbval markers in the answer were removed")
-        checks = cells_module.find(cells, f"{name}-check", check.id)
-        if [code(cells[k]) for k in checks] != [check.source]:
+        tried = [code(cells[k]) for k in cells_module.find(cells, f"{name}-check", check.id)]
+        if tried != [check.source]:
             taken.remarks.append(f"{name}: the check cell was altered; the reference's is used")
     _take_others(taken, places, cells, reference)
     return taken
@@ -138,8 +138,9 @@ def _take_others(
         for k, cell in enumerate(cells)
         if (grade_id(cell) or graded.get(str(cell.get("id")))) not in graded.values()
     }
-    added = {k: x for k, x in others.items() if x not in given and not unusable(x)}
-    own = added | {places[name]: answer for name, answer in taken.answers.items()}
+    added = {k: source for k, source in others.items() if source.strip() and source not in given}
+    own = {k: source for k, source in added.items() if not unusable(source)}
+    own |= {places[name]: answer for name, answer in taken.answers.items()}
     for name, answer in taken.answers.items():
         helpers = needed(answer, {k: x for k, x in own.items() if k < places[name]})
         taken.helpers[name] = [without_markers(helper) for helper in helpers.values()]
@@ -152,7 +153,9 @@ def _take_others(
             f"code cells of the reference that were altered or removed, and are used: {gone}"
         )
     if left := ", ".join(str(k + 1) for k in added):
-        taken.remarks.append(f"cells that no answer uses, or no plain Python, not run: {left}")
+        taken.remarks.append(
+            f"cells that no answer uses, no plain Python, or too long, not run: {left}"
+        )
 
 
 def spliced(
