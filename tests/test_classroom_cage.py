@@ -41,7 +41,7 @@ def test_only_the_four_switches_of_the_caller_go_through_and_only_plain_ones(tmp
     assert cage.environment(tmp_path, "t")["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
     monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2,E1")
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2; rm\n")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2; rm")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("LD_PRELOAD", "x.so")
     assert cage.switches() == {
@@ -117,6 +117,7 @@ def test_of_a_python_only_its_own_parts_are_shown_and_no_copy_of_the_solutions(
     for path in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
+    files.append("/usr/share")
     (tmp_path / "env" / "lib64").symlink_to("lib")
     files.append(tmp_path / "env" / "lib64" / files[1].relative_to(tmp_path / "env" / "lib"))
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
@@ -124,14 +125,19 @@ def test_of_a_python_only_its_own_parts_are_shown_and_no_copy_of_the_solutions(
     python = os.path.realpath(cage.PYTHON)
     command = [cage.bubblewrap(), *cage.walls(tmp_path / "cage"), "--", python, "-c", code, *files]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert answer.stdout == "[True, False, False, False, False, False]\n"
+    assert answer.stdout == "[True, False, False, False, False, False, False]\n"
     cage.refuse_visible([tmp_path / "class", tmp_path / "env" / "src" / "app"])
     for path in (tmp_path / "env" / "lib" / "x", tmp_path / "env" / "lib64" / "not" / "yet"):
         with pytest.raises(ValueError, match=f"{path} lies in .* which is shown to every answer"):
             cage.refuse_visible([path])
+    (tmp_path / "alias").symlink_to("env/src")
+    monkeypatch.setattr(cage, "SYSTEM", [str(tmp_path / "alias")])
+    with pytest.raises(ValueError, match="app lies in .*alias"):
+        cage.refuse_visible([tmp_path / "env" / "src" / "app"])
 
 
-def test_whatever_an_answer_leaves_behind_is_cleared(tmp_path):
+def test_whatever_an_answer_leaves_behind_is_cleared(tmp_path, request):
+    request.addfinalizer(lambda: subprocess.run(["rm", "-rf", tmp_path], check=False))
     folder, outside = tmp_path / "cage", tmp_path / "outside"
     outside.mkdir()
     (folder / "run" / "closed" / "inner").mkdir(parents=True)

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,13 @@ def test_a_file_in_one_students_folder_that_bears_another_name_is_remarked_on(tm
     assert eve.remarks == ["its name says 'ada'; its folder says whose it is"]
 
 
+def test_students_named_one_by_one_have_the_names_that_they_have_together(tmp_path):
+    hand_in(tmp_path, "ada/my_01_objective.ipynb", "bob/my_01_objective.ipynb", "eve/x.ipynb")
+    together = find_submissions([tmp_path], REFERENCES)
+    one_by_one = find_submissions(sorted(tmp_path.iterdir()), REFERENCES)
+    assert [x.student for x in together] == [x.student for x in one_by_one] == ["ada", "bob", "eve"]
+
+
 def test_a_folder_that_holds_files_of_several_people_is_nobodys(tmp_path):
     hand_in(tmp_path, "week1/ada_01_objective.ipynb", "week1/bob_01_objective.ipynb")
     assert {x.student for x in find_submissions([tmp_path], REFERENCES)} == {"ada", "bob"}
@@ -155,7 +163,8 @@ def test_a_link_out_of_the_hand_in_folder_is_refused_by_name(tmp_path):
             find_submissions([path], REFERENCES)
 
 
-def test_folders_however_deep_or_closed_stop_nothing(tmp_path):
+def test_folders_however_deep_or_closed_stop_nothing(tmp_path, request):
+    request.addfinalizer(lambda: subprocess.run(["rm", "-rf", tmp_path], check=False))
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("d" * 200, dir_fd=here)

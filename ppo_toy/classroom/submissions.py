@@ -49,9 +49,10 @@ def find_submissions(
     """Returns what is to be graded among files, and notebooks in folders.
 
     The lesson stands in the file's name, else the exercises in the file tell. The student is the
-    folder (`ada/01_objective.ipynb`, `ada/01_objective/01_objective.ipynb`). In a folder that the
-    caller names, or that holds files of several people, it is what else stands in the file's name
-    (`ada_01_objective.ipynb`). Where copies lie beside a file, the file is graded.
+    folder (`ada/01_objective.ipynb`, `ada/01_objective/01_objective.ipynb`). In the one folder that
+    the caller names, beside a file that he names, and where files bear several names, it is what
+    else stands in the file's name (`ada_01_objective.ipynb`). Of a file and copies beside it, the
+    file is graded.
 
     Args:
         paths: files and folders.
@@ -69,8 +70,8 @@ def find_submissions(
         (path, *_claim(path, references, lesson))
         for path in sorted(notebooks, key=lambda path: (_is_copy(path), len(path.parts), path))
     ]
-    several = {(path if path.is_dir() else path.parent).absolute() for path in paths}
-    several |= _folders_of_several(claims)
+    several = {path.parent.absolute() for path in paths if not path.is_dir()}
+    several |= _folders_of_several(claims) | ({paths[0].absolute()} if len(paths) == 1 else set())
     found: dict[tuple[str, str], HandedIn] = {}
     for path, name, folder, said in claims:
         student = said if said and folder in several else folder.name
