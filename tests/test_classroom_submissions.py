@@ -129,6 +129,11 @@ def test_students_named_one_by_one_have_the_names_that_they_have_together(tmp_pa
     assert [x.student for x in together] == [x.student for x in one_by_one] == ["ada", "bob", "eve"]
 
 
+def test_an_accent_is_the_same_however_it_is_encoded(tmp_path):
+    hand_in(tmp_path, "Jose\u0301/01_objective.ipynb")
+    assert [x.student for x in find_submissions([tmp_path], REFERENCES)] == ["José"]
+
+
 def test_a_folder_that_holds_files_of_several_people_is_nobodys(tmp_path):
     hand_in(tmp_path, "week1/ada_01_objective.ipynb", "week1/bob_01_objective.ipynb")
     assert {x.student for x in find_submissions([tmp_path], REFERENCES)} == {"ada", "bob"}

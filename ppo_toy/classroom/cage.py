@@ -178,6 +178,7 @@ def clear(folder: Path) -> None:
     """
     end = time.monotonic() + CLEARING_SECONDS
     try:
+        os.chmod(folder, 0o700)
         while (entries := list(os.scandir(folder))) and time.monotonic() < end:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):

@@ -46,7 +46,7 @@ def grade_id(cell: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def find(cells: Sequence[dict[str, Any]], name: str, cell_id: str) -> list[int]:
+def find_cells(cells: Sequence[dict[str, Any]], name: str, cell_id: str) -> list[int]:
     """Numbers of the cells with this `grade_id`, else of those without one and with this id."""
     found = [k for k, cell in enumerate(cells) if grade_id(cell) == name]
     return found or [

@@ -18,9 +18,8 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ppo_toy.classroom import cells as cells_module
 from ppo_toy.classroom import checks, inputs
-from ppo_toy.classroom.cells import code, grade_id, unusable, without_markers
+from ppo_toy.classroom.cells import code, find_cells, grade_id, unusable, without_markers
 from ppo_toy.classroom.exercise import Exercise, find
 from ppo_toy.classroom.helpers import needed
 from ppo_toy.classroom.release import nbgrader, read_solutions, stub
@@ -106,7 +105,7 @@ def take(cells: Sequence[dict[str, Any]], reference: Reference) -> Submission:
     taken, places = Submission(), {}
     for name, question in reference.questions.items():
         answer, check = (reference.notebook.cells[k] for k in (question.answer, question.check))
-        found = cells_module.find(cells, name, answer.id)
+        found = find_cells(cells, name, answer.id)
         sources = [code(cells[k]) for k in found]
         if not sources:
             taken.remarks.append(f"{name}: the answer cell is missing")
@@ -118,7 +117,7 @@ def take(cells: Sequence[dict[str, Any]], reference: Reference) -> Submission:
             taken.answers[name], places[name] = without_markers(sources[0]), found[0]
             if taken.answers[name] != sources[0]:
                 taken.remarks.append(f"{name}: nbval markers in the answer were removed")
-        tried = [code(cells[k]) for k in cells_module.find(cells, f"{name}-check", check.id)]
+        tried = [code(cells[k]) for k in find_cells(cells, f"{name}-check", check.id)]
         if tried != [check.source]:
             taken.remarks.append(f"{name}: the check cell was altered; the reference's is used")
     _take_others(taken, places, cells, reference)

@@ -75,6 +75,7 @@ def find_submissions(
     found: dict[tuple[str, str], HandedIn] = {}
     for path, name, folder, said in claims:
         student = said if said and folder in several else folder.name
+        student = unicodedata.normalize("NFC", student)
         new = HandedIn(safe_name(student), name, path)
         if said and _key(said) != _key(student):
             new.remarks.append(f"its name says {said!r}; its folder says whose it is")
