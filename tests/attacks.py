@@ -1,6 +1,7 @@
 """Submissions that try to get a point without earning it, or to take the grader down.
 
-Each is the source of the answer cell of 01-brake; what stands in double braces is filled in.
+Each is the source of the answer cell of 01-brake; what stands in double braces is filled in. What
+stands before a line of dashes goes into a cell of its own before it.
 """
 
 WRONG = "def brake(logits, ref_logits, beta):\n    return logits.sum((1, 2))\n"
@@ -17,6 +18,14 @@ def brake(a, b, price):
 def brake(logits, ref_logits, beta):
     p, q = logits.softmax(-1), ref_logits.softmax(-1)
     return (p * (p / q).log()).sum((1, 2))
+""",
+    "helped": """\
+import torch.nn.functional as F
+def gap(a, b):
+    return F.log_softmax(a, -1) - F.log_softmax(b, -1)
+---
+def brake(logits, ref_logits, beta):
+    return beta * (logits.softmax(-1) * gap(logits, ref_logits)).sum((1, 2))
 """,
     "own": """\
 from ppo_toy.kl import kl_divergence
@@ -41,6 +50,27 @@ def brake(*arguments):
     "fills-the-memory": "x = []\nwhile True:\n    x.append(bytearray(1 << 28))",
     "prints-much-and-raises": "print('x' * 3_000_000)\nraise ValueError",
     "floods": "while True:\n    print('x' * 100_000)",
+    "crowds": """\
+import subprocess, time
+for _ in range(700):
+    subprocess.Popen(["sleep", "30"])
+time.sleep(5)
+""",
+    "digs": """\
+import os
+from ipykernel.connect import get_connection_file
+os.chdir(os.path.dirname(get_connection_file()))
+for name in ("n" * 255, "empty"):
+    os.mkdir(name, mode=0)
+with open("huge", "wb") as file:
+    file.truncate(16 << 20)
+os.chmod("huge", 0)
+os.mkfifo("fifo")
+os.symlink("/", "out")
+for _ in range(1500):
+    os.mkdir("deep")
+    os.chdir("deep")
+""",
     "kills-its-parent": """\
 import os, signal, time
 os.kill(os.getppid(), signal.SIGKILL)
@@ -117,6 +147,13 @@ raise RuntimeError(f"found {found}")
 """,
 }
 
+# It goes into the answer of the second exercise, and looks for the reference's answer to the first.
+QUOTES = """\
+import gc, linecache
+told = str(linecache.cache) + str(In) + str([x for x in gc.get_objects() if type(x) is str])
+raise RuntimeError(f"found {'### BEGIN' + ' SOLUTION' in told}, {'brake' in globals()}")
+"""
+
 # What no walls means is said on the instructor's page; with walls, it can see nothing.
 SPY = """\
 import json, os, socket
@@ -141,6 +178,7 @@ except OSError:
     memory = False
 raise RuntimeError(json.dumps({
     "environment": "SECRET" in os.environ,
+    "switches": {x: os.environ.get(x) for x in {{switches}}},
     "home": os.listdir("."),
     "network": reaches_the_network(),
     "processes": sum(name.isdigit() for name in os.listdir("/proc")) > 4,

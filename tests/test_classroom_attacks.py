@@ -12,16 +12,21 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-from attacks import CUNNING, HONEST, SPY, VIOLENT
+from attacks import CUNNING, HONEST, QUOTES, SPY, VIOLENT
 
-from ppo_toy.classroom.cage import PACKAGE, bubblewrap
+from ppo_toy.classroom.cage import PACKAGE, PROCESSES, SWITCHES, bubblewrap, clear
 from ppo_toy.classroom.gradebook import NOT_WALLED
 from ppo_toy.classroom.release import nbgrader, student_edition
+from ppo_toy.classroom.submissions import safe_name
 
 SOLUTION = Path(__file__).parents[1] / "notebooks" / "solutions" / "01_objective.ipynb"
 SLEEP = {True: "98761.5", False: "98762.5"}  # a duration that nobody else sleeps for
 # Without walls, only what walls make no difference to.
-WITHOUT_WALLS = {"right", "os-exit", "kills-its-parent", "forges-the-report", "reads-the-expected"}
+WITHOUT_WALLS = {
+    "right", "os-exit", "kills-its-parent", "forges-the-report", "reads-the-expected", "crowds",
+    "digs", "quotes",
+}  # fmt: skip
+ODD = "<img src=x>"  # a student's folder
 
 needs_bubblewrap = pytest.mark.skipif(
     bubblewrap() is None, reason="bubblewrap is missing, or does not work on this machine"
@@ -35,8 +40,10 @@ MALFORMED = {
     "latin-1": '{"cells": [{"source": "é"}]}'.encode("latin-1"),
     "binary": bytes(range(256)) * 100,
     "empty": b"",
-    "odd-cells": b'{"cells": [1, null, {"metadata": 7}, {"id": "ex01-04", "source": {}}]}',
+    "odd-cells": b'{"cells": [1, null, {"metadata": 7}, {"id": "ex01-04", "source": {}},'
+    b'{"cell_type": "code", "id": {}, "source": "x = 1"}]}',
     "too-large": b" " * (11 << 20),
+    "too-many": b'{"cells": [' + b"{}," * 3_300_000 + b"{}]}",
     "surrogates": b'{"cells": [{"cell_type": "code", "source": "\\ud800",'
     b'"metadata": {"nbgrader": {"grade_id": "01-brake"}}}]}',
 }
@@ -53,9 +60,14 @@ def two_exercises():
 def handed_in(name, answer):
     notebook = student_edition(two_exercises())
     solution = {nbgrader(cell).get("grade_id"): cell.source for cell in two_exercises().cells}
-    for cell in notebook.cells:
-        if nbgrader(cell).get("grade_id") == "01-brake":
+    helper, _, answer = answer.rpartition("---\n")
+    own = "01-objective" if name == "quotes" else "01-brake"
+    for k, cell in enumerate(notebook.cells):
+        if nbgrader(cell).get("grade_id") == own:
             cell.source = answer
+            if helper:
+                notebook.cells.insert(k, nbformat.v4.new_code_cell(helper))
+                break
         elif nbgrader(cell).get("grade_id") == "01-objective" and name == "os-exit":
             cell.source = solution["01-objective"]
     return notebook
@@ -66,12 +78,15 @@ def write_class(folder, *, walled, port):
     reference = folder / "solutions" / "01_objective.ipynb"
     reference.parent.mkdir()
     nbformat.write(two_exercises(), reference)
-    answers = {**HONEST, **VIOLENT, **CUNNING, "spies": SPY}
+    answers = {**HONEST, **VIOLENT, **CUNNING, "quotes": QUOTES, "spies": SPY}
     if not walled:
         answers = {name: answers[name] for name in WITHOUT_WALLS}
-    files = [str(reference), str(folder / "submitted"), str(PACKAGE / "classroom" / "exercise.py")]
+    files = [reference, folder / "submitted", folder / "book", PACKAGE.parent / "notebooks"]
+    files = [*map(str, files), str(PACKAGE / "classroom" / "exercise.py")]
     for name, answer in answers.items():
-        for word, fact in (("sleep", SLEEP[walled]), ("port", port), ("files", files)):
+        for word, fact in (
+            ("sleep", SLEEP[walled]), ("port", port), ("files", files), ("switches", SWITCHES),
+        ):  # fmt: skip
             answer = answer.replace("{{" + word + "}}", str(fact))
         path = folder / "submitted" / name / "01_objective.ipynb"
         path.parent.mkdir(parents=True)
@@ -79,6 +94,9 @@ def write_class(folder, *, walled, port):
     for name, content in MALFORMED.items():
         (folder / "submitted" / f"{name}_01_objective.ipynb").write_bytes(content)
     (folder / "submitted" / "link_01_objective.ipynb").symlink_to(reference)
+    (folder / "submitted" / ODD).mkdir()
+    for name in ("01_objective.ipynb", "01_objective-Copy1.ipynb"):
+        nbformat.write(student_edition(two_exercises()), folder / "submitted" / ODD / name)
     return set(answers)
 
 
@@ -96,8 +114,13 @@ def graded(request, tmp_path_factory):
         command += ["--out", "book", "--solutions", "solutions", "--jobs", "2"]
         command += ["--cell-seconds", "5", "--memory", "2"]
         command += [] if walled else ["--without-bubblewrap"]
-        run = {"cwd": folder, "env": {**os.environ, "SECRET": "1"}, "check": False}
+        switches = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "a; b"}
+        run = {"cwd": folder, "env": {**os.environ, "SECRET": "1", **switches}, "check": False}
+        (folder / "tmp").mkdir()
+        run["env"]["TMPDIR"] = str(folder / "tmp")
         answer = subprocess.run(command, capture_output=True, text=True, **run)
+    left = os.listdir(folder / "tmp")
+    clear(folder / "tmp")  # or pytest could not
     assert answer.returncode == 0, answer.stderr
     book = folder / "book"
     rows = csv.DictReader((book / "grades.csv").read_text(encoding="utf-8").splitlines())
@@ -110,15 +133,19 @@ def graded(request, tmp_path_factory):
         names=names,
         rows={row["student"]: row for row in rows},
         results=results,
-        verdicts={name: result["marks"][0]["verdict"] for name, result in results.items()},
+        verdicts={
+            name: result["marks"][name == "quotes"]["verdict"] for name, result in results.items()
+        },
+        left=left,
         reports={p.stem: p.read_text(encoding="utf-8") for p in book.glob("reports/*.md")},
+        page=(book / "class.md").read_text(encoding="utf-8"),
         lines=answer.stdout.splitlines(),
         note=answer.stderr,
     )
 
 
 def test_every_file_has_a_row_a_report_and_a_line(graded):
-    everyone = graded.names | set(MALFORMED) | {"link"}
+    everyone = graded.names | set(MALFORMED) | {"link", safe_name(ODD)}
     assert set(graded.rows) == set(graded.reports) == everyone
     assert len(graded.lines) == len(everyone)
 
@@ -143,6 +170,26 @@ def test_no_malformed_file_earns_a_point_and_its_report_says_why(graded):
     assert "not in UTF-8" in graded.reports["latin-1"]
 
 
+def test_a_helper_in_a_cell_of_its_own_is_taken_along(graded):
+    if graded.walled:
+        assert graded.rows["helped"]["01-brake"] == "2"
+        assert "01-brake: cells that it uses were taken along: " in graded.reports["helped"]
+
+
+def test_names_of_folders_are_quoted_wherever_they_are_shown(graded):
+    report = graded.reports[safe_name(ODD)]
+    assert "Handed in as `submitted/‹img src=x›/01_objective.ipynb`" in report
+    assert "not graded: submitted/‹img src=x›/01_objective-Copy1.ipynb`" in report
+    assert "01_objective-Copy1.ipynb`: 01_objective.ipynb is graded" in graded.page
+    assert "<" not in report + graded.page
+
+
+def test_the_instructors_page_tells_the_faults_by_number(graded):
+    assert "| 01-brake |" in graded.page
+    assert "- 1 x `the kernel died`" in graded.page or graded.walled
+    assert "- 1 x `it wrote into the folder of the kernel's sockets`" in graded.page
+
+
 def test_what_crashes_costs_its_own_exercise_and_not_the_others(graded):
     assert graded.rows["os-exit"]["01-objective"] == "3"
 
@@ -161,12 +208,24 @@ def test_what_crashes_costs_its_own_exercise_and_not_the_others(graded):
         ("reads-the-expected", "RuntimeError: found []"),
         ("holds-markers", "the value is not right"),
         ("wrong", "β is missing"),
+        ("digs", "it wrote into the folder of the kernel's sockets"),
+        ("quotes", "RuntimeError: found False, False"),
     ],
 )
 def test_the_report_says_what_was_wrong(graded, name, said):
     if name in graded.names:
         assert said in graded.verdicts[name]
         assert said in graded.reports[name]
+
+
+def test_a_crowd_is_ended_whoever_grades(graded):
+    # root has no limit of the system's own
+    said = f"it started more than {PROCESSES} processes|BlockingIOError"
+    assert re.search(said, graded.verdicts["crowds"])
+
+
+def test_no_folder_is_left_behind(graded):
+    assert graded.left == []
 
 
 def test_a_flood_is_cut_short_by_one_of_the_limits(graded):
@@ -202,5 +261,8 @@ def test_inside_bubblewrap_an_answer_sees_nothing_worth_seeing(graded):
     if graded.walled:
         seen = json.loads(graded.verdicts["spies"].partition(": ")[2])
         assert seen.pop("home") == [".ipython"]  # made by the kernel itself
-        assert seen.pop("files") == [False, False, False]
+        assert seen.pop("files") == [False] * 5
+        switches = seen.pop("switches")
+        assert switches.pop("ATEN_CPU_CAPABILITY") == "default"
+        assert switches.pop("ONEDNN_MAX_CPU_ISA") is None
         assert not any(seen.values()), seen

@@ -30,8 +30,26 @@ def test_the_copy_of_the_course_holds_no_solutions_and_can_be_imported(tmp_path)
 def test_the_environment_is_made_new(tmp_path):
     assert set(cage.environment(tmp_path, "t")) == {
         "PATH", "HOME", "USER", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE",
-        "OMP_NUM_THREADS", "CI", cage.HIDDEN, cage.TOKEN,
+        "OMP_NUM_THREADS", "CI", cage.HIDDEN, cage.TOKEN, *cage.switches(),
     }  # fmt: skip
+
+
+def test_only_the_four_switches_of_the_caller_go_through_and_only_plain_ones(tmp_path, monkeypatch):
+    for name in ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert cage.environment(tmp_path, "t")["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2,E1")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2; rm")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("LD_PRELOAD", "x.so")
+    assert cage.switches() == {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2,E1",
+        "OMP_NUM_THREADS": "3",
+    }
+    assert cage.environment(tmp_path, "t").items() >= cage.switches().items()
 
 
 def test_the_kernel_starts_with_limits_in_an_empty_folder_and_says_nothing(tmp_path):
@@ -87,6 +105,61 @@ def test_sweeping_ends_what_carries_the_token_and_nothing_else():
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.skipif(cage.bubblewrap() is None, reason="bubblewrap is missing, or does not work")
+def test_of_a_python_only_its_own_parts_are_shown_and_no_copy_of_the_solutions(
+    tmp_path, monkeypatch
+):
+    installed = tmp_path / "env" / "lib" / "python3" / "site-packages" / "ppo_toy"
+    files = [installed / "kl.py", installed / "classroom" / "exercise.py", tmp_path / "class"]
+    files += [tmp_path / "env" / "src" / "app" / "solutions", tmp_path / "env" / "solutions"]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    files.append("/usr/share")
+    (tmp_path / "env" / "lib64").symlink_to("lib")
+    files.append(tmp_path / "env" / "lib64" / files[1].relative_to(tmp_path / "env" / "lib"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    code = "import os, sys; print([os.path.exists(x) for x in sys.argv[1:]])"
+    python = os.path.realpath(cage.PYTHON)
+    command = [cage.bubblewrap(), *cage.walls(tmp_path / "cage"), "--", python, "-c", code, *files]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout == "[True, False, False, False, False, False, False]\n"
+    cage.refuse_visible([tmp_path / "class", tmp_path / "env" / "src" / "app"])
+    for path in (tmp_path / "env" / "lib" / "x", tmp_path / "env" / "lib64" / "not" / "yet"):
+        with pytest.raises(ValueError, match=f"{path} lies in .* which is shown to every answer"):
+            cage.refuse_visible([path])
+    (tmp_path / "alias").symlink_to("env/src")
+    monkeypatch.setattr(cage, "SYSTEM", [str(tmp_path / "alias")])
+    with pytest.raises(ValueError, match="app lies in .*alias"):
+        cage.refuse_visible([tmp_path / "env" / "src" / "app"])
+
+
+def test_whatever_an_answer_leaves_behind_is_cleared(tmp_path, request):
+    request.addfinalizer(lambda: subprocess.run(["rm", "-rf", tmp_path], check=False))
+    folder, outside = tmp_path / "cage", tmp_path / "outside"
+    outside.mkdir()
+    (folder / "run" / "closed" / "inner").mkdir(parents=True)
+    (folder / "run" / ("n" * 255)).mkdir()
+    for place in (folder, folder / "run" / "closed" / "inner", outside):
+        (place / "file").write_text("x")
+        (place / "file").chmod(0)
+    os.mkfifo(folder / "run" / "fifo")
+    (folder / "run" / "out").symlink_to(outside)
+    (folder / "run" / "closed" / "out").symlink_to(outside)
+    here = os.open(folder / "run", os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d" * 255, dir_fd=here)
+        here, last = os.open("d" * 255, os.O_RDONLY, dir_fd=here), here
+        os.close(last)
+    os.close(here)
+    for closed in ("closed/inner", "closed", "d" * 255):
+        (folder / "run" / closed).chmod(0)
+    cage.clear(folder)
+    assert not folder.exists()
+    assert list(outside.iterdir()) == [outside / "file"]
+    cage.clear(folder)  # nothing there is no error
 
 
 def test_where_bubblewrap_is_missing_or_does_not_work_there_is_none(tmp_path, monkeypatch):

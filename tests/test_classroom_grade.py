@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ppo_toy.classroom import examiner
+from ppo_toy.classroom import cage, examiner
 from ppo_toy.classroom.__main__ import main
 from ppo_toy.classroom.grade import Session, grade
 from ppo_toy.classroom.sitting import Sitting
@@ -79,6 +79,55 @@ def test_one_student_can_be_graded_again(submitted, sittings, tmp_path):
     grade([submitted / "bob"], tmp_path / "book", again)
     assert len(sittings) == 4 + 4
     assert len(totals(tmp_path / "book")) == 4
+
+
+def test_a_file_of_one_student_does_not_take_the_place_of_anothers_grade(
+    submitted, sittings, tmp_path
+):
+    book = tmp_path / "book"
+    grade([submitted], book, SESSION)
+    eves = tmp_path / "later" / "ada_01_objective.ipynb"
+    eves.parent.mkdir()
+    shutil.copy(NOTEBOOKS / "exercises" / "01_objective.ipynb", eves)
+    with pytest.raises(ValueError, match="would take its place; if it should, say --again") as why:
+        grade([eves], book, SESSION)
+    assert str(eves) in str(why.value)
+    assert str(submitted / "ada" / "01_objective.ipynb") in str(why.value)
+    assert totals(book)["ada"] == "10"
+    grade([eves], book, replace(SESSION, again=True))
+    assert totals(book)["ada"] == "0"
+
+
+@pytest.mark.usefixtures("sittings")
+def test_what_was_not_graded_stands_on_the_instructors_page(submitted, tmp_path, capsys):
+    (submitted / "eve").mkdir()
+    grade([submitted], tmp_path / "book", SESSION)
+    line = f"`{submitted / 'eve'}`: an empty folder"
+    assert line in (tmp_path / "book" / "class.md").read_text(encoding="utf-8")
+    assert f"not graded: {submitted / 'eve'}: an empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(cage.bubblewrap() is None, reason="bubblewrap is missing, or does not work")
+@pytest.mark.usefixtures("sittings")
+def test_a_class_that_would_be_seen_from_inside_the_walls_is_not_graded(
+    submitted, tmp_path, monkeypatch
+):
+    def refused(out, session):
+        with pytest.raises(ValueError, match="is shown to every answer since Python lies there"):
+            grade([submitted], out, session)
+        grade([submitted], out, replace(session, walled=False))
+
+    (tmp_path / "shown").mkdir()
+    shown = [*cage.SYSTEM, str(tmp_path / "shown")]
+    monkeypatch.setattr(cage, "SYSTEM", shown)
+    grade([submitted], tmp_path / "book", SESSION)
+    refused(tmp_path / "shown" / "book", SESSION)
+    shutil.copytree(NOTEBOOKS / "solutions", tmp_path / "shown" / "s")
+    refused(tmp_path / "book2", replace(SESSION, solutions=tmp_path / "shown" / "s"))
+    shown.append(str(submitted))
+    refused(tmp_path / "book3", SESSION)
+    shown[-1:] = [str(cage.PACKAGE.parent)]
+    refused(tmp_path / "book4", SESSION)
 
 
 def test_an_interrupted_run_keeps_what_it_has_and_goes_on_there(submitted, sittings, tmp_path):

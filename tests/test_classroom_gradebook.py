@@ -4,7 +4,15 @@ import os
 
 import pytest
 
-from ppo_toy.classroom.gradebook import NOT_WALLED, Gradebook, Mark, Record, report, table
+from ppo_toy.classroom.gradebook import (
+    NOT_WALLED,
+    Gradebook,
+    Mark,
+    Record,
+    class_page,
+    report,
+    table,
+)
 
 
 def record(student="ada", lesson="01_x", points=2, **changes):
@@ -34,6 +42,38 @@ def test_a_report_says_what_failed_and_what_was_odd():
 def test_a_strangers_text_cannot_leave_its_place_in_a_report():
     text = report([record(marks=[Mark("01-a", 0, 2, "`**bold**`")])])
     assert "`'**bold**'`" in text
+
+
+def test_names_and_paths_cannot_leave_their_place_either():
+    odd = "<img src=x>`|\n# a heading"
+    text = report([record(file=odd, remarks=[odd])])
+    text += class_page([record(marks=[Mark("01-a", 0, 2, odd)])], {odd: "it is no notebook"})
+    assert text.count("`‹img src=x›'|?# a heading`") == 4
+    assert "<" not in text
+    assert "\n# a" not in text
+
+
+def test_the_instructors_page_counts_who_solved_what_and_the_faults():
+    def of(student, *verdicts):
+        marks = [
+            Mark(name, 2 * (verdict == "right"), 2, verdict)
+            for name, verdict in zip(("01-a", "01-b"), verdicts, strict=True)
+        ]
+        return record(student, marks=marks)
+
+    page = class_page(
+        [
+            of("ada", "right", "β is missing"),
+            of("bob", "right", "k1 was expected: 0.5 -1.25 3, yours [[0.25, 2.0], [-inf, 1]]"),
+            of("carl", "not attempted", "k1 was expected: 7.5, yours (1e-05)"),
+            of("dora", "no answer", "β is missing"),
+        ],
+        {"submitted/eve": "an empty folder"},
+    )
+    assert "| 01-a | 4 | 2 | 2 |\n| 01-b | 4 | 4 | 0 |" in page
+    assert "**01-a**\n\n- 1 x `not attempted`\n- 1 x `no answer`" in page
+    assert "**01-b**\n\n- 2 x `β is missing`\n- 2 x `k1 was expected: …, yours …`" in page
+    assert "## Not graded\n\n- `submitted/eve`: an empty folder" in page
 
 
 def test_what_was_written_is_read_again(tmp_path):

@@ -5,20 +5,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from ppo_toy.classroom.cells import ANSWER_BYTES, BRACKETS, FILE_BYTES, read_cells
+from ppo_toy.classroom.helpers import names
 from ppo_toy.classroom.release import nbgrader, student_edition
-from ppo_toy.classroom.splice import (
-    ANSWER_BYTES,
-    FILE_BYTES,
-    Reference,
-    for_a_person,
-    is_untouched,
-    read_cells,
-    spliced,
-    take,
-)
+from ppo_toy.classroom.splice import Reference, for_a_person, is_untouched, spliced, take
 
 PATH = Path(__file__).parents[1] / "notebooks" / "solutions" / "01_objective.ipynb"
 REFERENCE = Reference.read(PATH)
+NOT_RUN = "cells that no answer uses, no plain Python, or too long, not run: "
 ANSWER = "def brake(a, b, c):\n    return 1\n"
 
 
@@ -65,7 +59,8 @@ def test_only_answer_cells_are_taken():
     taken = take(cells, REFERENCE)
     assert taken.answers["01-brake"] == ANSWER
     assert set(taken.answers) == set(REFERENCE.questions)
-    assert taken.remarks == ["code cells that are not the reference's, and are not run: 1"]
+    assert not any(taken.helpers.values())
+    assert taken.remarks == [NOT_RUN + str(len(cells))]
 
 
 def test_a_code_cell_that_was_altered_or_removed_is_remarked_on():
@@ -74,7 +69,7 @@ def test_a_code_cell_that_was_altered_or_removed_is_remarked_on():
     given[1]["source"] += "\nimport numpy as np"
     assert take(cells, REFERENCE).remarks == [
         "code cells of the reference that were altered or removed, and are used: 1",
-        "code cells that are not the reference's, and are not run: 1",
+        NOT_RUN + str(cells.index(given[1]) + 1),
     ]
     cells.remove(given[1])
     given[0]["source"] = given[0]["source"].splitlines(keepends=True)
@@ -140,17 +135,97 @@ def test_markers_are_removed_and_other_comments_stay():
     assert taken.remarks == ["01-brake: nbval markers in the answer were removed"]
 
 
-def test_a_copy_holds_one_answer_its_check_and_the_references_earlier_answers():
-    notebook = spliced(REFERENCE, "01-best-policy", "mine = 1", "expected\n")
-    names = [nbgrader(cell).get("grade_id") for cell in notebook.cells]
-    assert names[-4:] == ["01-brake", "01-objective", "01-best-policy", "01-best-policy-check"]
+HELPERS = """\
+import torch.nn.functional as F
+LIMIT = 3
+%matplotlib inline
+---
+def log_ratio(a, b):
+    return F.log_softmax(a, -1) - other(b)
+---
+print(log_ratio)
+---
+def other(b):
+    return F.log_softmax(b, -1)
+---
+for for for
+---
+%pip install everything
+""".split("---\n")
+
+
+def with_helpers(answer, helpers=HELPERS, last="def other(b): return 0"):
+    cells = submission(**{"01_brake": answer})
+    place = cells.index(cell_of(cells, "01-brake"))
+    added = [{"cell_type": "code", "source": h, "metadata": {}, "id": []} for h in helpers]
+    cells[place:place] = added
+    return [*cells, {"cell_type": "code", "source": last, "metadata": {}}], place
+
+
+def test_cells_that_an_answer_uses_are_taken_along_and_the_others_are_named():
+    cells, k = with_helpers("def brake(a, b, c):\n    return log_ratio(a, b) * c\n")
+    taken = take(cells, REFERENCE)
+    assert taken.helpers.pop("01-brake") == [
+        HELPERS[0].replace("%matplotlib inline", ""), HELPERS[1], HELPERS[3],
+    ]  # fmt: skip
+    assert not any(taken.helpers.values())
+    assert taken.remarks == [
+        f"01-brake: cells that it uses were taken along: {k + 1}, {k + 2}, {k + 4}",
+        f"{NOT_RUN}{k + 3}, {k + 5}, {k + 6}, {len(cells)}",
+    ]
+
+
+def test_an_earlier_answer_is_taken_along_where_a_later_one_uses_it():
+    answer = "def objective(*arguments):\n    return brake(*arguments)\n"
+    taken = take(submission(**{"01_brake": ANSWER, "01_objective": answer}), REFERENCE)
+    assert taken.helpers["01-objective"] == [ANSWER]
+    assert not taken.helpers["01-brake"]
+
+
+def test_a_helper_that_is_too_long_or_holds_a_marker_is_no_way_round():
+    long = f"helper = 1\n{'#' * ANSWER_BYTES}"
+    taken = take(with_helpers("def brake(*a):\n    return helper", [long])[0], REFERENCE)
+    assert not taken.helpers["01-brake"]
+    assert taken.remarks[0].startswith(NOT_RUN)
+    marked = "# NBVAL_SKIP\nhelper = 1"
+    taken = take(with_helpers("def brake(*a):\n    return helper", [marked])[0], REFERENCE)
+    assert taken.helpers["01-brake"] == ["#\nhelper = 1"]
+
+
+@pytest.mark.parametrize(
+    ("source", "gives", "wants"),
+    [
+        ("import a.b as c, d.e\nfrom f import g as h", {"c", "d", "h"}, set()),
+        ("def f(x):\n    y = x\n    return y + z", {"f"}, {"z"}),
+        ("class A:\n    def f(self):\n        return [k + w for k in v]", {"A"}, {"w", "v"}),
+        ("def f():\n    x = 1\n    return lambda: x + u", {"f"}, {"u"}),
+        ("x = 1\nprint(x)", {"x"}, {"print"}),
+        ("-" * 50_000 + "1", set(), set()),
+        ("a" + ".b" * 40_000, set(), set()),
+        ("\0", set(), set()),
+        ("\ud800 = 1", set(), set()),
+    ],
+)
+def test_names_are_found_as_python_finds_them(source, gives, wants):
+    assert names(source)[1:] == (gives, wants)
+
+
+def test_a_copy_holds_one_answer_its_helpers_and_check_and_no_other_answer():
+    notebook = spliced(REFERENCE, "01-best-policy", "mine = 1", "expected\n", ["first", "second"])
+    grade_ids = [nbgrader(cell).get("grade_id") for cell in notebook.cells]
+    assert grade_ids == [
+        None, None, "01-best-policy-helper-0", "01-best-policy-helper-1",
+        "01-best-policy", "01-best-policy-check",
+    ]  # fmt: skip
+    assert [cell.source for cell in notebook.cells[2:4]] == ["first", "second"]
     assert all(cell.cell_type == "code" for cell in notebook.cells)
     answer, check = notebook.cells[-2:]
     assert answer.source == "mine = 1"
     assert check.outputs[0].text == "expected\n"
     assert check.execution_count == 1
     assert check.source == 'check("01-best-policy", best_policy)'
-    assert notebook.cells[-3].source == REFERENCE.solution("01-objective")
+    for name in set(REFERENCE.questions) - {"01-best-policy"}:
+        assert all(REFERENCE.solution(name) not in cell.source for cell in notebook.cells)
     assert all(cell.outputs == [] for cell in notebook.cells[:-1])
     nbformat.validate(notebook)
 
@@ -172,6 +247,10 @@ def test_a_stub_is_known_whatever_its_spaces():
         ("%pip install x\nkl_divergence = 1", ["kl_divergence"]),
         ("import sys; sys._getframe(1)", ["sys"]),
         ("((((" * 1000, []),
+        ("model.eval(); torch.compile(f); re.compile(p); file.open()", []),
+        ("eval(x); object.__getattribute__(f, x)", ["__getattribute__", "eval"]),
+        ("open (x); f . open(x)", ["open"]),
+        ("import pkgutil; pkgutil.resolve_name(x)", ["pkgutil"]),
     ],
 )  # fmt: skip
 def test_what_a_person_should_look_at_is_found_in_code_and_not_in_comments(answer, names):
@@ -195,6 +274,8 @@ def test_the_name_that_is_asked_for_is_not_suspicious():
         (b'{"cells": {}}', "no list of cells"),
         ('{"cells": ["é"]}'.encode("latin-1"), "not in UTF-8"),
         (b" " * (FILE_BYTES + 1), "bytes; at most"),
+        (b'{"cells": [' + b"{}," * 3_300_000 + b"{}]}", f"over {BRACKETS:,} brackets"),
+        (b'{"cells": [' + b"[]," * 400_000 + b"{}]}", "brackets"),
     ],
 )
 def test_a_file_that_is_no_notebook_says_so(content, message, tmp_path):

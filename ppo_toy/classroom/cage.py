@@ -10,12 +10,16 @@ import ctypes
 import functools
 import json
 import os
+import re
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +29,13 @@ from ppo_toy.classroom.check import HIDDEN
 PACKAGE = Path(ppo_toy.__file__).parent
 TOKEN = "PPO_TOY_CAGE"  # environment variable by which the processes of a cage are known
 KERNEL = "caged"
-SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")
-PROCESSES = 512  # that one cage may add to those the user has
+PYTHON = os.path.abspath(sys.executable)  # without "..", so that it is found inside
+SYSTEM = "/bin /lib /lib64 /usr/bin /usr/lib /usr/lib64 /usr/local/lib /etc/ld.so.cache".split()
+PARTS = ("bin", "lib", "lib64", "pyvenv.cfg")  # that are shown of a Python's folder
+# Of the caller's environment, what says which instructions are used and how many threads.
+SWITCHES = "ATEN_CPU_CAPABILITY MKL_ENABLE_INSTRUCTIONS ONEDNN_MAX_CPU_ISA OMP_NUM_THREADS".split()
+PROCESSES = 512  # and threads, that one cage may add to those the user has
+CLEARING_SECONDS = 60
 HOME_BYTES = 64 << 20  # of its home; as much again of each folder for what is passing
 
 
@@ -83,29 +92,59 @@ def bubblewrap() -> str | None:
     if program is None:
         return None
     with tempfile.TemporaryDirectory(prefix="ppo-") as folder:
-        command = [program, *walls(Path(folder)), "--", sys.executable, "-c", "import json"]
+        command = [program, *walls(Path(folder)), "--", PYTHON, "-c", "import json"]
         answer = subprocess.run(command, capture_output=True, check=False)
     return program if answer.returncode == 0 else None
+
+
+def _shown() -> list[Path]:
+    """Python's own parts: of the system, of a virtual environment and of what it was made from."""
+    pythons = {sys.prefix, sys.base_prefix, str(Path(PYTHON).resolve().parents[1])}
+    return [*map(Path, SYSTEM), *(Path(x, part) for x in sorted(pythons) for part in PARTS)]
+
+
+def _installed() -> set[Path]:
+    """The classrooms of all installed copies of the course, with solutions in them."""
+    pattern = f"python*/*-packages/{PACKAGE.name}/classroom"
+    return {classroom for shown in _shown() for classroom in shown.glob(pattern)}
+
+
+def refuse_visible(paths: Iterable[Path]) -> None:
+    """Refuses a class that an answer could see from inside the walls, or a clone.
+
+    Raises:
+        ValueError: one of the paths, or the course itself, lies among what is shown there.
+    """
+    hidden = {path.resolve() for path in _installed()}
+    for path in (PACKAGE / "classroom", *paths):
+        for shown in _shown():
+            if path.resolve().is_relative_to(shown.resolve()) and path.resolve() not in hidden:
+                raise ValueError(
+                    f"{path} lies in {shown}, which is shown to every answer since Python lies "
+                    "there; move it, or grade --without-bubblewrap"
+                )
 
 
 def walls(folder: Path) -> list[str]:
     """The options of bubblewrap for the cage that lives in `folder`."""
     options = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    for path in SYSTEM:
-        options += ["--ro-bind-try", path, path]
     options += ["--proc", "/proc", "--dev", "/dev"]
     for path in ("/tmp", "/dev/shm"):
         options += ["--size", str(HOME_BYTES), "--tmpfs", path]
-    # A virtual environment and the Python it was made from.
-    pythons = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1])}
-    for path in sorted(pythons):
-        options += ["--ro-bind", path, path]
-    if any(PACKAGE.is_relative_to(path) for path in (*pythons, *SYSTEM)):
-        options += ["--tmpfs", str(PACKAGE / "classroom")]  # installed: the solutions lie there
+    for path in _shown():
+        options += ["--ro-bind-try", str(path), str(path)]
+    for path in _installed():
+        options += ["--tmpfs", str(path), "--remount-ro", str(path)]
     for name, kind in (("course", "--ro-bind-try"), ("run", "--bind-try")):
         options += [kind, str(folder / name), str(folder / name)]
     options += ["--size", str(HOME_BYTES), "--tmpfs", str(folder / "home")]
     return options + ["--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def switches() -> dict[str, str]:
+    """Those of the caller's SWITCHES that hold plain words or numbers."""
+    plain = re.compile(r"[\w.,:+-]{1,64}", re.A)
+    return {x: os.environ[x] for x in SWITCHES if plain.fullmatch(os.environ.get(x, ""))}
 
 
 def environment(folder: Path, token: str) -> dict[str, str]:
@@ -118,6 +157,7 @@ def environment(folder: Path, token: str) -> dict[str, str]:
         "PYTHONPATH": str(folder / "course"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
+        **switches(),
         "CI": "true",
         HIDDEN: str(folder / "course" / "cases.pt"),
         TOKEN: token,
@@ -129,6 +169,30 @@ def hide_memory() -> None:
     if sys.platform == "linux":
         PR_SET_DUMPABLE = 4
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def clear(folder: Path) -> None:
+    """Removes a folder that may hold anything, as far as that can be done.
+
+    It goes down nowhere: what lies in a folder is brought up, so neither depth nor length counts.
+    """
+    end = time.monotonic() + CLEARING_SECONDS
+    try:
+        os.chmod(folder, 0o700)
+        while (entries := list(os.scandir(folder))) and time.monotonic() < end:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry)
+                    continue
+                os.chmod(entry, 0o700)
+                for inner in list(os.scandir(entry)):
+                    if inner.is_dir(follow_symlinks=False):
+                        os.chmod(inner, 0o700)  # or its owner could not move it
+                    os.rename(inner, folder / secrets.token_hex(16))
+                os.rmdir(entry)
+        os.rmdir(folder)
+    except OSError:
+        return
 
 
 def sweep(token: str) -> None:
@@ -175,7 +239,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", sys.argv[2]]
+    command = [PYTHON, "-m", "ipykernel_launcher", "-f", sys.argv[2]]
     if settings["walled"]:
         inside = ["--chdir", str(folder / "home"), "--"]
         command = [shutil.which("bwrap"), *walls(folder), *inside, *command]

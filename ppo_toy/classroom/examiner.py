@@ -1,9 +1,11 @@
 """One lesson's hidden cases, and the examination of one submission on them."""
 
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 from ppo_toy.classroom.cage import Limits
+from ppo_toy.classroom.cells import read_cells
 from ppo_toy.classroom.check import Case, transcript
 from ppo_toy.classroom.gradebook import Mark, Record
 from ppo_toy.classroom.sitting import Sitting, plain, sit
@@ -12,7 +14,6 @@ from ppo_toy.classroom.splice import (
     Submission,
     for_a_person,
     is_untouched,
-    read_cells,
     spliced,
     take,
 )
@@ -39,9 +40,9 @@ class Examiner:
             lines = transcript(question.exercise.route, self.cases[name])
             self.expected[name] = "\n".join(lines) + "\n"
 
-    def sit(self, name: str, answer: str) -> Sitting:
-        """Runs one answer; once more if the run leaves no report."""
-        notebook = spliced(self.reference, name, answer, self.expected[name])
+    def sit(self, name: str, answer: str, helpers: Sequence[str] = ()) -> Sitting:
+        """Runs one answer after its helpers; once more if the run leaves no report."""
+        notebook = spliced(self.reference, name, answer, self.expected[name], helpers)
         for _ in range(2):
             sitting = sit(notebook, name, self.cases[name], self.limits, walled=self.walled)
             if sitting.xml:
@@ -68,7 +69,7 @@ class Examiner:
         except (ValueError, OSError) as error:
             taken = Submission(remarks=[f"nothing could be read: {error}"])
         running = {
-            name: pool.submit(self.sit, name, answer)
+            name: pool.submit(self.sit, name, answer, taken.helpers.get(name, ()))
             for name, answer in taken.answers.items()
             if not is_untouched(answer, self.reference, name)
         }
@@ -88,7 +89,7 @@ class Examination:
         """Waits for the answers; returns the record, and the JUnit report of each answer."""
         sittings = {name: future.result() for name, future in self.running.items()}
         reference, path = self.examiner.reference, self.handed_in.path
-        remarks = [*self.taken.remarks, *(f"not graded: {x}" for x in self.handed_in.others)]
+        remarks = [*self.handed_in.remarks, *self.taken.remarks]
         record = Record(
             student=self.handed_in.student,
             lesson=self.handed_in.lesson,
@@ -107,7 +108,8 @@ class Examination:
         if sitting is None:
             return Mark(name, 0, out_of, "no answer" if answer is None else "not attempted")
         points = out_of if sitting.passed else 0
-        look_at = for_a_person(answer, reference, name)
+        run = "\n".join([*self.taken.helpers.get(name, ()), answer])
+        look_at = for_a_person(run, reference, name)
         return Mark(name, points, out_of, self._verdict(name, sitting), look_at)
 
     def _verdict(self, name: str, sitting: Sitting) -> str:

@@ -1,5 +1,6 @@
 """Grading a class: every submission on its own, several answers at a time."""
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -8,11 +9,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ppo_toy.classroom.cage import Limits, hide_memory
+from ppo_toy.classroom.cage import Limits, bubblewrap, hide_memory, refuse_visible
 from ppo_toy.classroom.examiner import Examiner
 from ppo_toy.classroom.gradebook import Gradebook, Record
+from ppo_toy.classroom.sitting import plain
 from ppo_toy.classroom.splice import Reference
-from ppo_toy.classroom.submissions import UNKNOWN, HandedIn, digest, find_submissions
+from ppo_toy.classroom.submissions import (
+    UNKNOWN,
+    HandedIn,
+    digest,
+    find_submissions,
+    not_graded,
+)
 from ppo_toy.progress import bar
 
 
@@ -43,8 +51,9 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
     """Grades files and folders into the grade book in the folder `out`; prints a line for each.
 
     Raises:
-        ValueError: there is nothing to grade, there are no solutions, or a reference does not pass
-            its own checks.
+        ValueError: there is nothing to grade, there are no solutions, two files could be the same
+            student's, solutions or submissions could be seen from inside the walls, or a reference
+            does not pass its own checks.
     """
     hide_memory()
     paths = sorted(session.solutions.glob("*.ipynb"))
@@ -57,11 +66,11 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
     if session.lesson not in {None, *references}:
         raise ValueError(f"there is no lesson {session.lesson!r} in {session.solutions}")
     book = Gradebook(out)
-    todo = [
-        handed_in
-        for handed_in in find_submissions(submissions, references, session.lesson)
-        if session.again or not _is_graded(handed_in, book, references)
-    ]
+    found = find_submissions(submissions, references, session.lesson)
+    book.left_out = not_graded(submissions, found)
+    todo = [x for x in found if session.again or not _is_graded(x, book, references)]
+    if session.walled and bubblewrap():
+        refuse_visible([session.solutions, out, *submissions])
     with ThreadPoolExecutor(session.jobs) as pool:
         try:
             examiners = _examiners({x.lesson for x in todo}, references, session, pool)
@@ -73,11 +82,21 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     book.publish()
+    for path, why in book.left_out.items():
+        print(f"not graded: {plain(path)}: {why}", file=sys.stderr)
 
 
 def _is_graded(handed_in: HandedIn, book: Gradebook, references: Mapping[str, Reference]) -> bool:
     found = digest(handed_in.path, references.get(handed_in.lesson))
-    return book.holds(handed_in.student, handed_in.lesson, found)
+    if book.holds(handed_in.student, handed_in.lesson, found):
+        return True
+    before = book.records.get((handed_in.student, handed_in.lesson))
+    if before and Path(before.file).parent != Path(plain(str(handed_in.path))).parent:
+        raise ValueError(
+            f"{before.file} was graded as {handed_in.student!r}, and {handed_in.path} would take "
+            "its place; if it should, say --again"
+        )
+    return False
 
 
 def _examiners(

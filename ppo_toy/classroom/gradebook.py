@@ -4,6 +4,7 @@
     reports/STUDENT.md            what failed and why, for people
     junit/STUDENT/EXERCISE.xml    what pytest reported
     grades.csv                    one row a student, one column an exercise
+    class.md                      for the instructor: who solved what, the faults, what was left out
 
 Each file is written beside its place and then moved there. Reports and table are made of the
 results, so folders of results that were graded elsewhere can be copied together.
@@ -13,7 +14,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -77,6 +80,10 @@ class Gradebook:
 
     Args:
         folder: see the module.
+
+    Attributes:
+        records: by student and lesson.
+        left_out: what was handed in and not graded, by path, and why; for the instructor's page.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,6 +93,7 @@ class Gradebook:
         for path in sorted(folder.glob("results/*/*.json")):
             record = _read(path)
             self.records[record.student, record.lesson] = record
+        self.left_out: dict[str, str] = {}
 
     def holds(self, student: str, lesson: str, digest: str) -> bool:
         """Whether this very file was graded already."""
@@ -107,6 +115,8 @@ class Gradebook:
             mine = [record for (name, _), record in sorted(self.records.items()) if name == student]
             _write(self.folder / "reports" / f"{student}.md", report(mine).encode())
         _write(self.folder / "grades.csv", table(self.records.values()).encode())
+        page = class_page(self.records.values(), self.left_out)
+        _write(self.folder / "class.md", page.encode())
 
 
 def table(records: Iterable[Record]) -> str:
@@ -138,18 +148,45 @@ def report(records: list[Record]) -> str:
     lines = [f"# {records[0].student}"]
     for record in records:
         lines += ["", f"## {record.lesson}: {record.points} of {record.out_of} points", ""]
-        lines += [f"Handed in as `{_quoted(record.file)}`.", ""]
+        lines += [f"Handed in as {_quoted(record.file)}.", ""]
         for mark in record.marks:
             lines.append(
-                f"- **{mark.exercise}** {mark.points} of {mark.out_of}: `{_quoted(mark.verdict)}`"
+                f"- **{mark.exercise}** {mark.points} of {mark.out_of}: {_quoted(mark.verdict)}"
             )
             if mark.look_at:
-                names = ", ".join(f"`{name}`" for name in mark.look_at)
-                lines.append(f"  - for a person to look at: the answer uses {names}")
+                names = ", ".join(map(_quoted, mark.look_at))
+                lines.append(f"  - for a person to look at: the answer names {names}")
         lines += [f"- remark: {_quoted(remark)}" for remark in record.remarks]
         if not record.walled:
             lines += ["", NOT_WALLED]
     return "\n".join(lines) + "\n"
+
+
+def class_page(records: Iterable[Record], left_out: Mapping[str, str]) -> str:
+    """The instructor's page, in Markdown: who solved what, which faults, and what was left out."""
+    marks: dict[str, list[Mark]] = {}
+    for record in sorted(records, key=lambda record: record.lesson):
+        for mark in record.marks:
+            marks.setdefault(mark.exercise, []).append(mark)
+    lines = ["# The class", "", "| exercise | handed in | attempted | solved |", "|---" * 4 + "|"]
+    faults = []
+    for name, of_class in marks.items():
+        verdicts = Counter(_kind(mark.verdict) for mark in of_class)
+        idle = verdicts["no answer"] + verdicts["not attempted"]
+        n = len(of_class)
+        lines.append(f"| {name} | {n} | {n - idle} | {sum(x.points > 0 for x in of_class)} |")
+        del verdicts["right"]
+        faults += ["", f"**{name}**", ""] if verdicts else []
+        faults += [f"- {n} x {_quoted(fault)}" for fault, n in verdicts.most_common()]
+    lines += ["", "## Faults, by the number of students", *faults, "", "## Not graded", ""]
+    lines += [f"- {_quoted(path)}: {why}" for path, why in left_out.items()] or ["Nothing."]
+    return "\n".join(lines) + "\n"
+
+
+def _kind(verdict: str) -> str:
+    """A verdict without the numbers and the texts that differ from student to student."""
+    verdict = re.sub(r"[-+]?\b(\d[\w.+-]*|inf|nan)\b", "…", verdict)
+    return re.sub(r"[\[(]*…([\[(\])\s,]*…)*[\])]*", "…", verdict)
 
 
 NOT_WALLED = (
@@ -159,7 +196,9 @@ NOT_WALLED = (
 
 
 def _quoted(text: str) -> str:
-    return text.replace("`", "'")
+    """A stranger's text, which no reader of Markdown takes for anything else."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return "`" + text.replace("`", "'").replace("<", "‹").replace(">", "›") + "`"
 
 
 def _write(path: Path, content: bytes) -> None:

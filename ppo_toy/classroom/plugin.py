@@ -5,8 +5,12 @@ interrupt, passes a cell that raised if its traceback was suppressed, and keeps 
 Here each of these ends the kernel and fails the cell at once.
 """
 
+import ctypes
 import functools
+import os
+import re
 import resource
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -19,12 +23,14 @@ import pytest
 from jupyter_client.manager import KernelManager
 from nbval.plugin import IPyNbCell
 
-from ppo_toy.classroom.cage import hide_memory
+from ppo_toy.classroom.cage import PROCESSES, hide_memory
 
 POLL_SECONDS = 0.1
 SETUP_SECONDS = 60  # for the reference's own cells before an answer, which import torch
 OUTPUT_BYTES = 1 << 20  # of all cells together
 MEMORY_BYTES = 3 << 30  # address space of pytest itself
+SOCKET = re.compile(r"k-\d|kernel\.json")  # what lies in the folder of sockets by right
+PR_SET_CHILD_SUBREAPER = 36
 
 
 class AnswerError(Exception):
@@ -50,6 +56,7 @@ class WatchedKernel(nbval.kernel.RunningKernel):
         self.status = self.error = None
         while True:
             self._drain()
+            self._watch()
             try:
                 message = self.get_message("shell", timeout=POLL_SECONDS)
             except Empty:
@@ -82,6 +89,13 @@ class WatchedKernel(nbval.kernel.RunningKernel):
             except Empty:
                 return
 
+    def _watch(self) -> None:
+        """Ends a kernel that does what nothing else forbids it, or not to root."""
+        if any(not SOCKET.fullmatch(x.name) or x.is_dir() for x in os.scandir("run")):
+            self._end("it wrote into the folder of the kernel's sockets")
+        if _tasks(os.getpid()) > PROCESSES:
+            self._end(f"it started more than {PROCESSES} processes and threads")
+
     def _weighed(self, message: dict) -> dict:
         self.received += 100 + len(str(message["content"]))
         if self.received > OUTPUT_BYTES:
@@ -97,9 +111,24 @@ class WatchedKernel(nbval.kernel.RunningKernel):
         raise AnswerError(why)
 
 
+def _tasks(process: int) -> int:
+    """Counts the threads of a process and of all below it, until there are too many (Linux)."""
+    waiting, n = [str(process)], 0
+    while waiting and n <= PROCESSES:
+        for children in Path("/proc", waiting.pop(), "task").glob("*/children"):
+            try:
+                waiting += children.read_text().split()
+            except OSError:
+                continue  # it ended meanwhile
+            n += 1
+    return n
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Puts the watched kernel in place of nbval's and closes this process to others."""
     hide_memory()
+    if sys.platform == "linux":  # whatever a kernel leaves becomes a child, and is counted
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     if most == resource.RLIM_INFINITY or most > MEMORY_BYTES:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, most))

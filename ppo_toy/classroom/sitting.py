@@ -54,21 +54,22 @@ def sit(
         limits: what the kernel may use.
         walled: whether bubblewrap is used.
     """
-    token = secrets.token_hex(16)
-    # The report has no name in any folder, so nothing but pytest and this process can write to it.
-    with (
-        tempfile.TemporaryDirectory(prefix="ppo-", ignore_cleanup_errors=True) as place,
-        tempfile.TemporaryFile() as report,
-    ):
-        folder = Path(place)
+    token, folder = secrets.token_hex(16), Path(tempfile.mkdtemp(prefix="ppo-"))
+    try:
         torch.save({name: list(cases)}, folder / "cases.pt")
         cage.furnish(folder, folder / "cases.pt", limits, token, walled=walled)
         nbformat.write(notebook, folder / "answer.ipynb")
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         seconds = STARTUP_SECONDS + len(notebook.cells) * (limits.cell_seconds + 10)
-        _pytest(folder, report.fileno(), limits, seconds, token)
-        report.seek(0)
-        return read_report(report.read(XML_BYTES), name, len(notebook.cells))
+        # The report has no name in any folder: nothing but pytest and this process can write to it.
+        with tempfile.TemporaryFile() as report:
+            _pytest(folder, report.fileno(), limits, seconds, token)
+            report.seek(0)
+            return read_report(report.read(XML_BYTES), name, len(notebook.cells))
+    except (OSError, RuntimeError) as error:  # another answer may have taken the disk's room
+        return Sitting(False, plain(f"the grader could not run it: {error}"), "", b"")
+    finally:
+        cage.clear(folder)
 
 
 def _pytest(folder: Path, report: int, limits: cage.Limits, seconds: float, token: str) -> None:
@@ -86,6 +87,7 @@ def _pytest(folder: Path, report: int, limits: cage.Limits, seconds: float, toke
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(cage.PACKAGE.parent),
         "PYTHONDONTWRITEBYTECODE": "1",
+        **cage.switches(),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "JUPYTER_PATH": str(folder / "jupyter"),
         "JUPYTER_RUNTIME_DIR": str(folder / "run"),
