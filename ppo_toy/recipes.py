@@ -50,48 +50,55 @@ TRAINING = {
 REFERENCE, REWARD_MODEL, RUNS = "reference.npz", "reward_model.npz", "rlhf_runs.tsv"
 COMMAND = "python -m ppo_toy.recipes"
 COLUMNS = ["beta", "seed", "objective", "reward", "kl", "share"]
+DOUBLE = torch.float64
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def reference_policy(seed: int = 0) -> TinyGPT:
+def reference_policy(seed: int = 0, *, dtype: torch.dtype | None = None) -> TinyGPT:
     """Returns a small transformer pretrained on the corpus and frozen: pi_ref.
 
     Args:
         seed: of its initial weights and of the order in which it reads. That of seed 0 is read
             from `data/`; another is trained.
+        dtype: of its weights; torch's default if None.
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: it is damaged. Both messages name the file and the command that makes it again.
     """
     if seed:
-        return freeze(_pretrained(seed).to(torch.get_default_dtype()))
-    return _read(REFERENCE, TinyGPT(CONFIG, generator=torch.Generator()))
+        return freeze(_pretrained(seed).to(dtype or torch.get_default_dtype()))
+    return _read(REFERENCE, TinyGPT(CONFIG, generator=torch.Generator(), dtype=dtype))
 
 
 def reward_model(
-    reference: TinyGPT | None = None, pairs: Pairs | None = None, seed: int = 0
+    reference: TinyGPT | None = None,
+    pairs: Pairs | None = None,
+    seed: int = 0,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> RewardModel:
     """Returns a reward model learned from the pairs, with mean 0 under the reference, and frozen.
 
-    Without arguments it is read from `data/`; with any, it is trained.
+    Without reference, pairs and seed it is read from `data/`; with any, it is trained.
 
     Args:
         reference: where its weights begin; its mean is taken over responses drawn from there, so
             the exact one is 0 up to a few hundredths. That of `reference_policy` if None.
         pairs: the choices to learn from; all of `data/` but those held out if None.
         seed: of the pairs drawn for each update, and of those responses.
+        dtype: of its weights; that of the reference if None.
 
     Raises:
         FileNotFoundError: as for `reference_policy`.
         ValueError: likewise.
     """
     given = reference is not None or pairs is not None or seed
-    reference = reference or reference_policy()
+    reference = reference or reference_policy(dtype=dtype)
     if not given:
         return _read(REWARD_MODEL, RewardModel.from_policy(reference, ToyReviews()))
     model = _learned(reference, pairs or training_pairs(), seed)
-    return freeze(model.to(reference.head.weight.dtype))
+    return freeze(model.to(dtype or reference.head.weight.dtype))
 
 
 def training_pairs() -> Pairs:
@@ -126,7 +133,7 @@ def read_runs() -> Tensor:
     n_rows = len(BETAS) * len(SEEDS)
     command = f"{COMMAND} {RUNS}"
     rows = read_table(folder() / RUNS, COLUMNS, _run, n_rows=n_rows, command=command)
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=DOUBLE)
 
 
 def main(names: list[str]) -> None:
@@ -148,11 +155,12 @@ def _make_reference() -> None:
 
 
 def _make_reward_model() -> None:
-    _write(REWARD_MODEL, _learned(reference_policy(), training_pairs(), seed=0))
+    _write(REWARD_MODEL, _learned(reference_policy(dtype=DOUBLE), training_pairs(), seed=0))
 
 
 def _make_runs() -> None:
-    reference, world = reference_policy().double(), reviews_world()
+    reference = reference_policy(dtype=DOUBLE)
+    world = tabulated(ToyReviews(reward=reward_model(dtype=DOUBLE)))
     rows = []
     for beta in BETAS:
         start = exact.evaluate(reference, reference, world, beta).objective
@@ -172,7 +180,7 @@ MAKERS = {REFERENCE: _make_reference, REWARD_MODEL: _make_reward_model, RUNS: _m
 
 def _pretrained(seed: int) -> TinyGPT:
     corpus, generator = read_corpus(), torch.Generator().manual_seed(seed)
-    model = TinyGPT(CONFIG, generator=generator, dtype=torch.float64)
+    model = TinyGPT(CONFIG, generator=generator, dtype=DOUBLE)
     examples = (corpus.prompts, corpus.responses, corpus.mask)
     pretrain(model, *examples, generator=generator, **PRETRAINING)
     return model
@@ -180,7 +188,7 @@ def _pretrained(seed: int) -> TinyGPT:
 
 def _learned(reference: TinyGPT, pairs: Pairs, seed: int) -> RewardModel:
     world, generator = ToyReviews(), torch.Generator().manual_seed(seed)
-    reference = copy.deepcopy(reference).double()
+    reference = copy.deepcopy(reference).to(DOUBLE)
     model = RewardModel.from_policy(reference, world)
     train_reward_model(pairs, model, generator=generator, **REWARD_TRAINING)
     normalize(model, sample(reference, world, N_NORMALIZING, generator=generator))
@@ -188,8 +196,7 @@ def _learned(reference: TinyGPT, pairs: Pairs, seed: int) -> RewardModel:
 
 
 def _write(name: str, model: nn.Module) -> None:
-    """Writes the weights, rounded: single and double precision then read the same numbers."""
-    weights = {key: value.float().numpy() for key, value in model.state_dict().items()}
+    weights = {key: value.numpy() for key, value in model.state_dict().items()}
     np.savez(folder() / name, **weights)
 
 
