@@ -8,8 +8,7 @@ negative `beta` are a ValueError that names them.
 import torch
 from torch import Tensor
 
-from ppo_toy.axes import takes
-from ppo_toy.kl import charge
+from ppo_toy.axes import charge, takes
 
 
 @takes(rewards="B", kl="B T", beta="G >= 0", mask="B T")

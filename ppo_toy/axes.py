@@ -38,6 +38,8 @@ def takes(**axes: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor
 
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Tensor:
+            if len(args) > len(names):
+                return function(*args, **kwargs)  # which says so
             given, tensors = {**dict(zip(names, args, strict=False)), **kwargs}, {}
             for name, letters in axes.items():
                 x = given.get(name)
@@ -86,7 +88,7 @@ def _fit(declared: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> bool:
         own = [] if letters[0] == "G" else letters.strip("*. ").split()
         before = len(shape) - len(own)
         if letters == "..." or (letters[0] == "*" and alike):
-            named = [("...", shape)]
+            named = [("...", shape), *zip("G" * (len(shape) == 3), shape, strict=False)]
         elif before < 0 or (before > 1 and letters[0] != "."):
             return False
         else:
@@ -101,6 +103,18 @@ def per_run(number: float | Tensor, like: Tensor, axes: int) -> Tensor:
     """A constant of the type of another tensor; one for each run, [G], gets axes after G."""
     number = torch.as_tensor(number, dtype=like.dtype, device=like.device).detach()
     return number.reshape(-1, *[1] * axes) if number.dim() else number
+
+
+def charge(beta: float | Tensor, kl: Tensor, *, axes: int) -> Tensor:
+    """Returns beta * kl, the price of the KL: 0 where beta is 0, even if the KL is infinite.
+
+    Args:
+        beta: a constant, one number or one for each run, [G], in reward per nat.
+        kl: in nats, with an axis of runs or without.
+        axes: how many axes follow that of runs.
+    """
+    beta = per_run(beta, kl, axes)
+    return beta * kl.masked_fill((beta == 0) & kl.isinf(), 0)
 
 
 def check_range(name: str, number: Any, axes: str) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ppo_toy.advantages import reward_to_go
+from ppo_toy.axes import charge
 from ppo_toy.contract import Policy, World, prompt_weights
 from ppo_toy.enumeration import listable
-from ppo_toy.kl import charge
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.policies import TabularPolicy, logsumexp_by
 from ppo_toy.trajectories import (

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ppo_toy.axes import per_run, takes
+from ppo_toy.axes import takes
 
 
 @takes(logits_p="...", logits_q="...")
@@ -63,18 +63,6 @@ def masked_kl(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
     # An infinite divergence behind the mask would leave NaN in the gradient.
     log_q = torch.where(mask.unsqueeze(-1), log_q, log_p.detach())
     return kl_of_log_probs(log_p, log_q).masked_fill(~mask, 0)
-
-
-def charge(beta: float | Tensor, kl: Tensor, *, axes: int) -> Tensor:
-    """Returns beta * kl, the price of the KL: 0 where beta is 0, even if the KL is infinite.
-
-    Args:
-        beta: a constant, one number or one for each run, [G], in reward per nat.
-        kl: in nats, with an axis of runs or without.
-        axes: how many axes follow that of runs.
-    """
-    beta = per_run(beta, kl, axes)
-    return beta * kl.masked_fill((beta == 0) & kl.isinf(), 0)
 
 
 @takes(log_p="...", log_q="...")

@@ -13,8 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from ppo_toy.axes import per_run, takes
-from ppo_toy.kl import charge
+from ppo_toy.axes import charge, per_run, takes
 
 
 @takes(rewards="B", kl="B T", beta="G >= 0", weights="B")
