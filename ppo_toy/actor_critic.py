@@ -153,6 +153,10 @@ def train_on(
     check_env(env, runs=model.runs, sizes=model.sizes)
     check_range("beta_old", beta_old, "G >= 0")
     check_range("clip", clip, "G > 0")
+    check_range("learning_rate", learning_rate, "G > 0")
+    for name, number in (("length", length), ("epochs", epochs)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be 1 or more")
     if kl_target is not None and beta_old == 0:
         raise ValueError("beta_old is 0, which no doubling brings to kl_target; start above 0")
     per_rollout = length * env.num_envs // model.runs

@@ -177,6 +177,15 @@ def check_policies(world: World, **policies: Policy) -> list[Tensor]:
     return answers
 
 
+def check_learns(answer: Tensor) -> None:
+    """Raises a ValueError unless an answer of the policy's depends on what it may learn."""
+    if not answer.requires_grad:
+        raise ValueError(
+            "the policy's logits carry no gradient: policy.requires_grad_(True) lets it learn, and "
+            "nothing may be detached on the way"
+        )
+
+
 def check_env(env: Any, *, runs: int, sizes: tuple[int, int]) -> None:
     """Raises a ValueError unless a model fits a vector environment.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppo_toy.advantages import reward_to_go
 from ppo_toy.axes import charge
-from ppo_toy.contract import Policy, World, prompt_weights
+from ppo_toy.contract import Policy, World, check_learns, prompt_weights
 from ppo_toy.enumeration import listable
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.policies import TabularPolicy, logsumexp_by
@@ -26,6 +26,8 @@ from ppo_toy.trajectories import (
     score,
     step_log_probs,
 )
+
+SMALL = 1e-3  # exp(x) of a smaller x loses digits that exp(x) - 1 keeps
 
 
 class Evaluation(NamedTuple):
@@ -99,9 +101,12 @@ def gradient(
     rewards, kl, weights = _terms(policy, reference, world)
     kl = kl if torch.as_tensor(beta).any() else kl.detach()  # which may be infinite
     objective = penalized_objective(rewards, kl, beta, weights).sum()
-    return torch.autograd.grad(
-        objective, tuple(policy.parameters()), allow_unused=True, materialize_grads=True
+    check_learns(objective)
+    learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    gradients = iter(
+        torch.autograd.grad(objective, learning, allow_unused=True, materialize_grads=True)
     )
+    return tuple(next(gradients) if p.requires_grad else 0 * p for p in policy.parameters())
 
 
 @torch.no_grad()
@@ -187,11 +192,20 @@ def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
     (beta,), batch, rewards, log_ref = _listed(reference, world, [beta])
     state = TabularPolicy(world).to(rewards.device).rows(batch.prompts, batch.tokens)[:, :-1]
     n_states = int(state.max()) + 1
-    log_mass = [
-        logsumexp_by(x.view(-1, 1).expand(state.shape)[batch.mask], state[batch.mask], n_states)
-        for x in (log_ref + rewards / beta, log_ref)
-    ]
-    return (beta * (log_mass[0] - log_mass[1]))[state].nan_to_num(0).masked_fill(~batch.mask, 0)
+    x, log_p = (
+        numbers.view(-1, 1).expand(state.shape)[batch.mask] for numbers in (rewards / beta, log_ref)
+    )
+    value = beta * _log_mean_exp(x, log_p, state[batch.mask], n_states)
+    return value[state].nan_to_num(0).masked_fill(~batch.mask, 0)
+
+
+def _log_mean_exp(x: Tensor, log_p: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """The log of the mean of exp(x) in each group, where x counts in proportion to p."""
+    log_mass = logsumexp_by(log_p, group, n_groups)
+    if x.abs().max() >= SMALL:
+        return logsumexp_by(log_p + x, group, n_groups) - log_mass
+    share = (log_p - log_mass[group]).exp()
+    return torch.zeros_like(log_mass).index_add(0, group, share * x.expm1()).log1p()
 
 
 def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,7 +248,7 @@ def _listed(
 def _best(log_ref: Tensor, rewards: Tensor, beta: float, world: Any) -> tuple[float, float, float]:
     """J*, R* and KL* for one beta."""
     x = rewards / beta
-    if x.abs().max() < 1e-3:  # 1 + x would lose the digits of x
+    if x.abs().max() < SMALL:
         log_z = (log_ref.exp() * x.expm1()).sum(dim=1, keepdim=True).log1p()
     else:
         log_z = (log_ref + x).logsumexp(dim=1, keepdim=True)

@@ -116,22 +116,22 @@ def moved(policy: Policy, first: Look, batch: Trajectories, epochs: int) -> Tens
 
 
 @torch.no_grad()
-def at_rest(reference: Policy, batch: Trajectories) -> Tensor:
-    """What the reference says of a batch, log-probabilities [B, T, V]."""
-    return step_log_probs(reference, batch)
+def at_rest(policy: Policy, batch: Trajectories) -> Tensor:
+    """What a policy says of a batch, log-probabilities [B, T, V], without gradient."""
+    return step_log_probs(policy, batch)
 
 
 def has_moved(
-    reference: Policy, batch: Trajectories, log_ref: Tensor, gradient: list[Tensor | None]
+    policy: Policy, log_pi: Tensor, reference: Policy, log_ref: Tensor, batch: Trajectories
 ) -> bool:
-    """Returns whether the last update moved the policy.
+    """Returns whether the policy says anything but `log_pi` of the batch by now.
 
     Raises:
-        ValueError: it moved the reference, which no longer says `log_ref` of the batch.
+        ValueError: the reference says anything but `log_ref`.
     """
-    if not torch.allclose(at_rest(reference, batch), log_ref, rtol=0, atol=0, equal_nan=True):
+    if not torch.equal(at_rest(reference, batch).nan_to_num(), log_ref.nan_to_num()):
         raise ValueError(
             "the reference moved when the policy was updated, so the KL to it measures nothing; "
             "give a copy, as policies.freeze(policy) makes"
         )
-    return any(g is not None and bool(g.any()) for g in gradient)
+    return not torch.equal(at_rest(policy, batch), log_pi)

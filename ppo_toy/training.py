@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_toy.axes import check_range
-from ppo_toy.contract import Policy, World, check_policies, device_of, known
+from ppo_toy.contract import Policy, World, check_learns, check_policies, device_of, known
 from ppo_toy.kl_controllers import double_or_halve, fixed, proportional
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.progress import bar
@@ -133,10 +133,10 @@ def train(
             for stand_in in surrogates(*on_batch, how=how, betas=(beta, beta_old), epochs=epochs):
                 adam.zero_grad()
                 (-stand_in.sum()).backward()  # 6 backward
-                gradient = [p.grad for p in policy.parameters()]  # 7 the chain rule gives it
+                # 7 the chain rule has left the gradient in every parameter's `grad`
                 adam.param_groups[0]["lr"] = rate  # 8 Adam takes it, at this learning rate
                 adam.step()  # 9 theta moves
-            learns = learns or has_moved(reference, batch, log_ref, gradient)
+            learns = learns or has_moved(policy, first.log_pi, reference, log_ref, batch)
             kl_old = moved(policy, first, batch, epochs)
             rows.append((*means, beta, kl_old, beta_old))
             beta = _adapted("beta", controller, beta, means[-1], policy)
@@ -232,9 +232,5 @@ def _entered(policy: nn.Module, reference: Policy, world: Any) -> World:
     if getattr(reference, "runs", ()) not in ((), runs):
         raise ValueError(f"the reference has runs {reference.runs}, the policy {runs}")
     logits, _ = check_policies(world, policy=policy, reference=reference)
-    if not logits.requires_grad:
-        raise ValueError(
-            "the policy's logits carry no gradient: policy.requires_grad_(True) lets it learn, and "
-            "nothing may be detached on the way"
-        )
+    check_learns(logits)
     return world
