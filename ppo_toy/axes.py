@@ -15,7 +15,7 @@ from torch import Tensor
 
 FULL = (torch.float32, torch.float64)
 RANGES = {
-    "G >= 0": ("0 or more, and finite", lambda x: (x >= 0) & (x < math.inf)),
+    "G >= 0": ("0 or more, and finite", lambda x: 0 <= x < math.inf),
     "G > 0": ("positive", lambda x: x > 0),
 }
 
@@ -69,7 +69,7 @@ def _in_full(function: Callable[..., Tensor], given: dict[str, Any], tensors: di
 
 def check_axes(axes: dict[str, str], tensors: dict[str, Tensor]) -> None:
     """Raises a ValueError where tensors do not have the axes that `takes` declares."""
-    if not _fit(tuple(axes[name] for name in tensors), tuple(x.shape for x in tensors.values())):
+    if not _fit(tuple([axes[n] for n in tensors]), tuple([x.shape for x in tensors.values()])):
         shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in tensors.items())
         due = ", ".join(f"{name} [{', '.join(axes[name].strip('* ').split())}]" for name in tensors)
         raise ValueError(f"{shapes} do not fit together; due are {due}, none of them empty")
@@ -113,13 +113,17 @@ def charge(beta: float | Tensor, kl: Tensor, *, axes: int) -> Tensor:
         kl: in nats, with an axis of runs or without.
         axes: how many axes follow that of runs.
     """
+    if isinstance(beta, Real) and beta:
+        return beta * kl
     beta = per_run(beta, kl, axes)
-    return beta * kl.masked_fill((beta == 0) & kl.isinf(), 0)
+    if not beta.all():
+        kl = kl.masked_fill((beta == 0) & kl.isinf(), 0)
+    return beta * kl
 
 
 def check_range(name: str, number: Any, axes: str) -> None:
     """Raises a ValueError where a coefficient is not in its range, one of `RANGES`."""
     must, holds = RANGES[axes]
-    if not torch.as_tensor(holds(number)).all():
-        shown = number.tolist() if isinstance(number, Tensor) else number
+    shown = number.tolist() if isinstance(number, Tensor) else number
+    if not all(map(holds, shown if isinstance(shown, list) else [shown])):
         raise ValueError(f"{name} is {shown}; it must be {must}")

@@ -8,9 +8,8 @@ Shapes: B trajectories, P prompt tokens, T response tokens, V vocabulary, n prom
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 Policy = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class World:
+class World(NamedTuple):
     """A world that was looked at: what `known` makes of any, and a world itself."""
 
     prompts: Tensor
@@ -44,7 +42,8 @@ def known(world: Any) -> World:
         if not hasattr(world, name):
             raise ValueError(f"the world, a {type(world).__name__}, has no {name}")
     words, length, end = world.vocabulary, world.response_length, world.end_token
-    check_vocabulary(words)
+    if not isinstance(words, list) or not 1 < len(words) == len(set(words)):
+        check_vocabulary(words)
     if not isinstance(length, Integral) or length < 1:
         raise ValueError(f"response_length is {length!r}; it must be an integer, 1 or more")
     if end is not None and not (isinstance(end, Integral) and 0 <= end < len(words)):
@@ -69,6 +68,9 @@ def table_of(prompts: Any) -> Tensor:
     Raises:
         ValueError: they have another shape or type.
     """
+    if isinstance(prompts, Tensor) and prompts.dtype == torch.long and prompts.dim() == 2:
+        if len(prompts):
+            return prompts
     try:
         table = torch.as_tensor(prompts)
     except (TypeError, ValueError, RuntimeError):
@@ -138,7 +140,10 @@ def check_logits(name: str, logits: Any, rows: Sequence[int], n_tokens: int | No
         rows: its axes before V.
         n_tokens: V, where the world is known.
     """
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+    floats = isinstance(logits, Tensor) and logits.is_floating_point()
+    if floats and logits.shape == (*rows, n_tokens):
+        return
+    if not floats:
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the {name} gave {kind}; logits are due, a tensor of floats")
     if logits.dim() not in (len(rows) + 1, len(rows) + 2) or logits.shape[
@@ -164,8 +169,6 @@ def check_policies(world: World, **policies: Policy) -> list[Tensor]:
         device = device_of(policy)
         prompts = world.prompts[:1].repeat(2, 1).to(device)
         tokens = prompts.new_zeros(2, min(world.response_length - 1, 1))
-        if not callable(policy):
-            raise ValueError(f"the {name} is a {type(policy).__name__}; it must be callable")
         logits = policy(prompts, tokens)
         check_logits(name, logits, (2, tokens.shape[1] + 1), len(world.vocabulary))
         one, other = logits.detach().unbind(dim=-3)

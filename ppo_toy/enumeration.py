@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_toy.contract import Policy, World, check_policies, known
+from ppo_toy.contract import known
 
 # Each listed response costs T * V logits: 2**27 of them are a gigabyte in double precision, and a
 # policy holds several such tensors at a time.
@@ -14,12 +14,11 @@ MAX_RESPONSES = 2**20
 MAX_LOGITS = 2**27
 
 
-def listable(world: Any, **policies: Policy) -> World:
-    """Returns a world that was looked at together with policies, given by name.
+def list_responses(world: Any) -> tuple[Tensor, Tensor]:
+    """Returns every response to one prompt, [N, T], and the mask of its tokens, [N, T].
 
     Raises:
-        ValueError: over all prompts there are more than `MAX_RESPONSES`, said before a policy is
-            asked; or what is given is no world, or no policy for it.
+        ValueError: over all prompts there are more than `MAX_RESPONSES`.
     """
     world = known(world)
     n_tokens, length, end = len(world.vocabulary), world.response_length, world.end_token
@@ -31,18 +30,6 @@ def listable(world: Any, **policies: Policy) -> World:
             f"length {length}); at most {MAX_RESPONSES:,} are listed, and {MAX_LOGITS:,} logits, "
             "because each costs memory and time. Sample instead, or shorten the responses."
         )
-    check_policies(world, **policies)
-    return world
-
-
-def list_responses(world: Any) -> tuple[Tensor, Tensor]:
-    """Returns every response to one prompt, [N, T], and the mask of its tokens, [N, T].
-
-    Raises:
-        ValueError: as for `listable`.
-    """
-    world = listable(world)
-    n_tokens, length, end = len(world.vocabulary), world.response_length, world.end_token
     responses = torch.zeros(1, 0, dtype=torch.long)
     mask = torch.zeros(1, 0, dtype=torch.bool)
     going = torch.ones(1, dtype=torch.bool)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ppo_toy.advantages import reward_to_go
 from ppo_toy.axes import charge
-from ppo_toy.contract import Policy, World, check_learns, prompt_weights
-from ppo_toy.enumeration import listable
+from ppo_toy.contract import Policy, check_learns, known, prompt_weights
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.policies import TabularPolicy, logsumexp_by
 from ppo_toy.trajectories import (
@@ -160,7 +159,8 @@ def values(policy: Policy, reference: Policy, world: Any, beta: float) -> Tensor
     Returns:
         [B, T], in reward; 0 where masked or where the policy never comes.
     """
-    world = _for_one_run(world, policy=policy, reference=reference)
+    world = known(world)
+    _check_one_run(policy=policy, reference=reference)
     batch = enumerate_all(policy, world)
     kl = per_step_kl(policy, reference, batch)
     to_go = reward_to_go(score(world, batch), kl, beta, batch.mask) - charge(beta, kl, axes=2)
@@ -210,7 +210,7 @@ def _log_mean_exp(x: Tensor, log_p: Tensor, group: Tensor, n_groups: int) -> Ten
 
 def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tensor, Tensor]:
     """R [B], KL [B, T] and weights [B] of every response that can occur."""
-    world = listable(world, policy=policy, reference=reference)
+    world = known(world)
     batch = enumerate_all(policy, world)
     possible = (batch.weights > 0).reshape(-1, len(batch.prompts)).any(dim=0)
     if not possible.all():
@@ -224,11 +224,10 @@ def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tenso
     return score(world, batch), kl, batch.weights
 
 
-def _for_one_run(world: Any, **policies: Policy) -> World:
+def _check_one_run(**policies: Policy) -> None:
     for name, policy in policies.items():
         if getattr(policy, "runs", ()):
             raise ValueError(f"the {name} has runs {policy.runs}; give one without that axis")
-    return listable(world, **policies)
 
 
 def _listed(
@@ -238,8 +237,8 @@ def _listed(
     for beta in (betas := [float(beta) for beta in betas]):
         if not 0 < beta < float("inf"):
             raise ValueError(f"beta is {beta}; the best policy exists for 0 < beta < inf")
-    world = _for_one_run(world, reference=reference)
-    batch = enumerate_all(reference, world)
+    _check_one_run(reference=reference)
+    batch = enumerate_all(reference, world, name="reference")
     log_ref = log_probs(reference, batch).double().sum(dim=-1)
     shape = (len(world.prompts), -1)
     return betas, batch, score(world, batch).double().view(shape), log_ref.view(shape)

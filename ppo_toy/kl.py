@@ -33,7 +33,7 @@ def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 
     Source: Cover and Thomas (2006), Elements of Information Theory, section 2.3.
     """
-    return kl_of_log_probs(logits_p.log_softmax(dim=-1), logits_q.log_softmax(dim=-1))
+    return _kl(logits_p.log_softmax(dim=-1), logits_q.log_softmax(dim=-1))
 
 
 @takes(log_p="... V", log_q="... V")
@@ -44,11 +44,17 @@ def kl_of_log_probs(log_p: Tensor, log_q: Tensor) -> Tensor:
         log_p: log-probabilities of p, [..., V], in nats.
         log_q: log-probabilities of q, [..., V], in nats; broadcast against those of p.
     """
-    # A probability too small for its type is not 0, and times an infinite log-ratio it is inf.
-    p = log_p.clamp(min=math.log(torch.finfo(log_p.dtype).tiny)).exp()
+    return _kl(log_p, log_q)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    p = log_p.exp()
     # Replacing the log-ratio, not the product, keeps 0 * inf out of the gradient.
     log_ratio = torch.where(log_p > -math.inf, log_p - log_q, 0.0)
-    return (p * log_ratio).sum(dim=-1)
+    kl = (p * log_ratio).sum(dim=-1)
+    if kl.isnan().any():  # a probability too small for its type is 0, and 0 * inf should be inf
+        kl = (p.clamp(min=torch.finfo(p.dtype).tiny) * log_ratio).sum(dim=-1)
+    return kl
 
 
 @takes(log_p="B T V", log_q="B T V", mask="B T")
@@ -62,7 +68,7 @@ def masked_kl(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
     """
     # An infinite divergence behind the mask would leave NaN in the gradient.
     log_q = torch.where(mask.unsqueeze(-1), log_q, log_p.detach())
-    return kl_of_log_probs(log_p, log_q).masked_fill(~mask, 0)
+    return _kl(log_p, log_q).masked_fill(~mask, 0)
 
 
 @takes(log_p="...", log_q="...")

@@ -239,5 +239,5 @@ def tabulated(world: Any) -> Any:
         twin = copy.copy(given)
         object.__setattr__(twin, "reward", look_up)
     except AttributeError:  # it keeps its attributes where they cannot be changed
-        return replace(world, reward=look_up)
+        return world._replace(reward=look_up)
     return twin

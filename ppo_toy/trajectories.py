@@ -106,7 +106,7 @@ def respond(
     return Trajectories(prompts, responses.clone(), mask.clone(), weights)
 
 
-def enumerate_all(policy: Policy, world: Any) -> Trajectories:
+def enumerate_all(policy: Policy, world: Any, *, name: str = "policy") -> Trajectories:
     """Lists every response to every prompt; a weight is the probability of its trajectory.
 
     The weights are differentiated with respect to the policy, which is what makes
@@ -116,6 +116,7 @@ def enumerate_all(policy: Policy, world: Any) -> Trajectories:
         policy: called once, on every prefix of T - 1 tokens. With runs, only the weights have
             their axis.
         world: any world with at most `enumeration.MAX_RESPONSES` responses over all its prompts.
+        name: what an error calls the policy.
 
     Returns:
         One trajectory for each prompt and response, in the order of the prompts, then of the
@@ -135,17 +136,14 @@ def enumerate_all(policy: Policy, world: Any) -> Trajectories:
         mask=mask.repeat(n_prompts, 1).to(device),
         weights=world.prompt_weights.repeat_interleave(n_responses).to(device),
     )
-    p_response = log_probs(policy, batch, n_tokens=len(world.vocabulary)).sum(dim=-1).exp()
+    parents, family = families(batch)
+    log_p = _numbers(policy, parents, name, len(world.vocabulary)).index_select(-3, family)
+    p_response = of_tokens(log_p, batch).sum(dim=-1).exp()
     return replace(batch, weights=p_response * batch.weights)
 
 
-def log_probs(policy: Policy, trajectories: Trajectories, *, n_tokens: int | None = None) -> Tensor:
+def log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
     """Log-probability of each response token under the policy, differentiated.
-
-    Args:
-        policy: any policy.
-        trajectories: any batch.
-        n_tokens: how many tokens the policy must have, V; None for any number.
 
     Returns:
         [B, T], in nats; 0 where the mask is False.
@@ -154,7 +152,7 @@ def log_probs(policy: Policy, trajectories: Trajectories, *, n_tokens: int | Non
         ValueError: the policy's answer has the wrong shape, or no numbers for a state.
     """
     parents, family = families(trajectories)
-    step_log_p = _numbers(policy, parents, n_tokens).index_select(-3, family)
+    step_log_p = _numbers(policy, parents).index_select(-3, family)
     return of_tokens(step_log_p, trajectories)
 
 
@@ -172,17 +170,17 @@ def per_step_kl(policy: Policy, reference: Policy, trajectories: Trajectories) -
     """
     parents, family = families(trajectories)
     with torch.no_grad():
-        log_ref = _numbers(reference, parents)
+        log_ref = _numbers(reference, parents, "reference")
     log_pi = _numbers(policy, parents)
     if log_pi.shape[-1] != log_ref.shape[-1]:
-        tokens = log_pi.shape[-1], log_ref.shape[-1]
-        raise ValueError("the policy has {} tokens, the reference {}".format(*tokens))
+        tokens = log_ref.shape[-1], log_pi.shape[-1]
+        raise ValueError("the reference has {} tokens, the world {}".format(*tokens))
     kl = masked_kl(log_pi, log_ref, parents.mask)
     return kl.index_select(-2, family)
 
 
 def step_log_probs(
-    policy: Policy, trajectories: Trajectories, n_tokens: int | None = None
+    policy: Policy, trajectories: Trajectories, name: str = "policy", n_tokens: int | None = None
 ) -> Tensor:
     """Log-probabilities of the whole vocabulary at every step, [B, T, V], in nats.
 
@@ -194,20 +192,22 @@ def step_log_probs(
     """
     before_the_last = trajectories.tokens[..., :-1]
     logits = policy(trajectories.prompts, before_the_last)
-    check_logits("policy", logits, trajectories.mask.shape[-2:], n_tokens)
+    check_logits(name, logits, trajectories.mask.shape[-2:], n_tokens)
     return logits.log_softmax(dim=-1)
 
 
-def _numbers(policy: Policy, trajectories: Trajectories, n_tokens: int | None = None) -> Tensor:
+def _numbers(
+    policy: Policy, trajectories: Trajectories, name: str = "policy", n_tokens: int | None = None
+) -> Tensor:
     """`step_log_probs`, unless those of a state are NaN."""
-    log_p = step_log_probs(policy, trajectories, n_tokens)
-    bad = log_p[..., 0].isnan() & trajectories.mask
-    if bad.any():
+    log_p = step_log_probs(policy, trajectories, name, n_tokens)
+    bad = log_p[..., 0].isnan()
+    if bad.any() and (bad := bad & trajectories.mask).any():
         *row, t = bad.nonzero()[0].tolist()[-trajectories.tokens.dim() :]
         prompt, said = (x[tuple(row)].tolist() for x in (trajectories.prompts, trajectories.tokens))
         raise ValueError(
-            f"after the prompt {prompt} and the tokens {said[:t]} a policy's logits hold NaN or "
-            "inf, or no token has any probability"
+            f"after the prompt {prompt} and the tokens {said[:t]} the {name}'s logits hold NaN "
+            "or inf, or no token has any probability"
         )
     return log_p
 

@@ -158,24 +158,24 @@ def test_a_slip_in_a_policy_is_named_before_it_learns(slip):
     policy, message = POLICY_SLIPS[slip]
     with pytest.raises(ValueError, match=message):
         learn(policy, Bigram(), Echo())
-    if slip in ("detached", "frozen", "the class"):
+    if slip in ("dropout in train mode", "detached", "frozen", "the class"):
         return
     for call in (
         lambda: exact.evaluate(policy, Bigram(), Echo(), 1.0),
         lambda: exact.gradient(policy, Bigram(), Echo(), 1.0),
         lambda: exact.values(policy, Bigram(), Echo(), 1.0),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match="the policy (gave|has 4 tokens, the world 3)"):
             call()
-    as_reference = message.replace("policy", "reference").replace("reference.req", "policy.req")
+    with pytest.raises(ValueError, match="the reference (gave|has 4 tokens, the world 3)"):
+        learn(Bigram(), policy, Echo())
     for call in (
-        lambda: learn(Bigram(), policy, Echo()),
         lambda: exact.evaluate(Bigram(), policy, Echo(), 1.0),
         lambda: exact.optimum(policy, Echo(), 1.0),
         lambda: exact.frontier(policy, Echo(), [1.0]),
         lambda: exact.soft_values(policy, Echo(), 1.0),
     ):
-        with pytest.raises(ValueError, match=as_reference):
+        with pytest.raises(ValueError, match="the reference (gave|has 4 tokens, the world 3)"):
             call()
 
 
@@ -309,7 +309,9 @@ def test_a_state_without_numbers_is_named(row):
     policy, reference = random_policies(world, 0)
     broken = TabularPolicy(world, policy.logits)
     broken.logits.data[5] = torch.tensor(row)  # the second prompt's, after token 0
-    message = r"after the prompt \[1\] and the tokens \[0\] a policy's logits hold NaN"
+    message = (
+        r"after the prompt \[1\] and the tokens \[0\] the (policy|reference)'s logits hold NaN"
+    )
     for pair in ((broken, reference), (reference, broken)):
         for call in (exact.evaluate, exact.gradient, exact.values):
             with pytest.raises(ValueError, match=message):

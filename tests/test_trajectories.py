@@ -755,7 +755,7 @@ def test_policies_with_different_vocabularies_are_an_error():
     def four_tokens(prompts, responses):
         return torch.zeros(len(prompts), responses.shape[1] + 1, 4)
 
-    with pytest.raises(ValueError, match="the policy has 3 tokens, the reference 4"):
+    with pytest.raises(ValueError, match="the reference has 4 tokens, the world 3"):
         per_step_kl(wavy, four_tokens, batch_by_hand())
     with pytest.raises(ValueError, match=r"log_p \[4, 3, 1\], log_q \[4, 3, 3\]"):
         masked_kl(torch.zeros(4, 3, 1), torch.zeros(4, 3, 3), batch_by_hand().mask)
