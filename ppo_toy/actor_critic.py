@@ -5,8 +5,7 @@ short (truncated) without having ended (terminated), and that there is no refere
 here is to the policy that drew the batch, kl_old.
 
 Departures from Schulman et al. (2017): each epoch is one minibatch, the advantages of a batch are
-whitened, and the norm of a gradient is limited. That the step size and the clip shrink linearly to
-0 stands in their Table 5.
+whitened, and the norm of a gradient is limited. (Step size and clip shrink in their Table 5 too.)
 
 G runs with different random numbers stand side by side in every tensor and share nothing.
 """
@@ -141,14 +140,12 @@ def train_on(
         clip: epsilon at the start, falling linearly to 0; `math.inf` for none.
         beta_old: coefficient of KL(old || new), for whitened advantages; if above 0, in place of
             the clip.
-        kl_target: adapts beta_old, > 0, by double-or-halve to this KL, nats per state; None keeps
-            it.
+        kl_target: adapts beta_old by double-or-halve to this KL, nats per state; None keeps it.
         max_norm: the gradient of a run is scaled down to this norm.
 
     Raises:
-        ValueError: the environment is another kind or does not fit the model, a setting is out of
-            its range, the steps do not fill one rollout, or what the environment says is not
-            finite. The message names it.
+        ValueError: the environment does not fit the model or says what is not finite, a setting is
+            out of its range, or the steps do not fill one rollout.
     """
     check_env(env, runs=model.runs, sizes=model.sizes)
     check_range("beta_old", beta_old, "G >= 0")

@@ -1,7 +1,6 @@
 """The referee: finite sums over every response, no sampling. Training never calls this module.
 
-A world of more than `enumeration.MAX_RESPONSES` responses gets a ValueError that names its
-size; what is no world, no policy for it or no coefficient gets one that names what is wrong.
+Too large a world, no world, no policy for it and no coefficient get a ValueError that names it.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ppo_toy.advantages import reward_to_go
 from ppo_toy.axes import charge
-from ppo_toy.contract import Policy, check_learns, known, prompt_weights
+from ppo_toy.contract import Policy, check_learns, prompt_weights
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.policies import TabularPolicy, logsumexp_by
 from ppo_toy.trajectories import (
@@ -73,9 +72,6 @@ def evaluate(policy: Policy, reference: Policy, world: Any, beta: float | Tensor
         reference: the frozen reference policy.
         world: a world small enough to list.
         beta: coefficient of the KL, reward per nat; one for each run if there are runs.
-
-    Raises:
-        ValueError: see the module; or a reward is not finite.
     """
     rewards, kl, weights = _terms(policy, reference, world)
     numbers = (
@@ -101,11 +97,10 @@ def gradient(
     kl = kl if torch.as_tensor(beta).any() else kl.detach()  # which may be infinite
     objective = penalized_objective(rewards, kl, beta, weights).sum()
     check_learns(objective)
-    learning = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    gradients = iter(
-        torch.autograd.grad(objective, learning, allow_unused=True, materialize_grads=True)
-    )
-    return tuple(next(gradients) if p.requires_grad else 0 * p for p in policy.parameters())
+    learning = [p for p in policy.parameters() if p.requires_grad]
+    found = torch.autograd.grad(objective, learning, allow_unused=True, materialize_grads=True)
+    of = dict(zip(learning, found, strict=True))
+    return tuple(of.get(p, torch.zeros_like(p)) for p in policy.parameters())
 
 
 @torch.no_grad()
@@ -159,7 +154,6 @@ def values(policy: Policy, reference: Policy, world: Any, beta: float) -> Tensor
     Returns:
         [B, T], in reward; 0 where masked or where the policy never comes.
     """
-    world = known(world)
     _check_one_run(policy=policy, reference=reference)
     batch = enumerate_all(policy, world)
     kl = per_step_kl(policy, reference, batch)
@@ -210,7 +204,6 @@ def _log_mean_exp(x: Tensor, log_p: Tensor, group: Tensor, n_groups: int) -> Ten
 
 def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tensor, Tensor]:
     """R [B], KL [B, T] and weights [B] of every response that can occur."""
-    world = known(world)
     batch = enumerate_all(policy, world)
     possible = (batch.weights > 0).reshape(-1, len(batch.prompts)).any(dim=0)
     if not possible.all():
@@ -230,9 +223,7 @@ def _check_one_run(**policies: Policy) -> None:
             raise ValueError(f"the {name} has runs {policy.runs}; give one without that axis")
 
 
-def _listed(
-    reference: Policy, world: Any, betas: Any
-) -> tuple[list[float], Trajectories, Tensor, Tensor]:
+def _listed(reference: Policy, world: Any, betas: Any) -> tuple:
     """The betas, all > 0; every trajectory; R and log ref(y | x), [n, N], a row for each prompt."""
     for beta in (betas := [float(beta) for beta in betas]):
         if not 0 < beta < float("inf"):

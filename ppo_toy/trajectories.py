@@ -40,8 +40,7 @@ class Trajectories:
         mask: [B, T], True up to and including the end token.
         weights: [B], of each trajectory in the expectation; they sum to 1.
 
-    Raises:
-        ValueError: the shapes do not fit together, a token is no integer or the mask no truth.
+    A ValueError names parts that do not fit together, or are of another type.
     """
 
     prompts: Tensor
@@ -51,7 +50,10 @@ class Trajectories:
 
     def __post_init__(self) -> None:
         """Looks at shapes and types."""
-        check_axes(AXES, vars(self))
+        rows = self.mask.shape[:-1]
+        if not (self.responses.shape == self.mask.shape and self.mask.dtype == torch.bool
+                and rows == self.weights.shape == self.prompts.shape[:-1]):  # fmt: skip
+            check_axes(AXES, vars(self))
         for name in ("prompts", "responses"):
             if getattr(self, name).is_floating_point():
                 raise ValueError(f"{name} is of {getattr(self, name).dtype}; tokens are integers")
@@ -116,15 +118,14 @@ def enumerate_all(policy: Policy, world: Any, *, name: str = "policy") -> Trajec
         policy: called once, on every prefix of T - 1 tokens. With runs, only the weights have
             their axis.
         world: any world with at most `enumeration.MAX_RESPONSES` responses over all its prompts.
-        name: what an error calls the policy.
+        name: of the policy, for errors.
 
     Returns:
         One trajectory for each prompt and response, in the order of the prompts, then of the
         tokens; the padding of a short response repeats the end token.
 
     Raises:
-        ValueError: the world has too many responses, said before any is listed; or what is given
-            is not a world or not a policy for it.
+        ValueError: too many responses, said before any is listed; no world, or no policy for it.
     """
     world = known(world)
     responses, mask = list_responses(world)
