@@ -5,7 +5,7 @@ short (truncated) without having ended (terminated), and that there is no refere
 here is to the policy that drew the batch, kl_old.
 
 Departures from Schulman et al. (2017): each epoch is one minibatch, the advantages of a batch are
-whitened, and the step size and clip shrink linearly to 0.
+whitened, and the norm of a gradient is limited. (Step size and clip shrink in their Table 5 too.)
 
 G runs with different random numbers stand side by side in every tensor and share nothing.
 """
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ppo_toy.advantages import gae, whiten
+from ppo_toy.axes import check_range
+from ppo_toy.contract import check_env
 from ppo_toy.envs import Driver, Rollout
 from ppo_toy.kl import kl_of_log_probs
 from ppo_toy.kl_controllers import double_or_halve
@@ -51,13 +53,13 @@ class ActorCritic(nn.Module):
     ) -> None:
         """Draws the weights; see the class."""
         super().__init__()
-        self.runs = runs
-        sizes = [n_observations, hidden, hidden, n_actions]
+        self.runs, self.sizes = runs, (n_observations, n_actions)
+        widths = [n_observations, hidden, hidden, n_actions]
         # A small last layer of the actor starts every policy close to uniform.
         gains = [(math.sqrt(2), math.sqrt(2)), (math.sqrt(2), math.sqrt(2)), (0.01, 1.0)]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out, (actor, critic) in zip(sizes[:-1], sizes[1:], gains, strict=True):
+        for fan_in, fan_out, (actor, critic) in zip(widths[:-1], widths[1:], gains, strict=True):
             weights = torch.empty(2 * runs, fan_in, fan_out)
             for k, weight in enumerate(weights):
                 gain = actor if k < runs else critic
@@ -142,13 +144,18 @@ def train_on(
         max_norm: the gradient of a run is scaled down to this norm.
 
     Raises:
-        ValueError: the environment resets in another way, its copies do not share out among the
-            runs, or the steps do not fill one rollout.
+        ValueError: the environment does not fit the model or says what is not finite, a setting is
+            out of its range, or the steps do not fill one rollout.
     """
-    if str(env.metadata.get("autoreset_mode")) != "AutoresetMode.NEXT_STEP":
-        raise ValueError(f"autoreset_mode is {env.metadata.get('autoreset_mode')}; use NEXT_STEP")
-    if env.num_envs % model.runs:
-        raise ValueError(f"{env.num_envs} environments cannot be shared by {model.runs} runs")
+    check_env(env, runs=model.runs, sizes=model.sizes)
+    check_range("beta_old", beta_old, "G >= 0")
+    check_range("clip", clip, "G > 0")
+    check_range("learning_rate", learning_rate, "G > 0")
+    for name, number in (("length", length), ("epochs", epochs)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be 1 or more")
+    if kl_target is not None and beta_old == 0:
+        raise ValueError("beta_old is 0, which no doubling brings to kl_target; start above 0")
     per_rollout = length * env.num_envs // model.runs
     if steps < per_rollout:
         raise ValueError(f"steps is {steps}; one rollout has {per_rollout}")

@@ -1,13 +1,17 @@
 """How much better a token was than expected: returns, baselines, GAE, whitening.
 
 Shapes: B trajectories, T tokens; `mask` [B, T] is True where a token counts. Any leading axis of
-runs goes before B. Everything returned is 0 where the mask is False.
+runs goes before B. Everything returned is 0 where the mask is False. Shapes that do not fit and a
+negative `beta` are a ValueError that names them.
 """
 
 import torch
 from torch import Tensor
 
+from ppo_toy.axes import charge, takes
 
+
+@takes(rewards="B", kl="B T", beta="G >= 0", mask="B T")
 def reward_to_go(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tensor) -> Tensor:
     """Returns what each token is answerable for: the reward, less the KL of later steps.
 
@@ -31,20 +35,21 @@ def reward_to_go(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tensor
     kl = kl.masked_fill(~mask, 0)
     from_here_on = kl.flip(-1).cumsum(dim=-1).flip(-1)
     later = torch.cat([from_here_on[..., 1:], torch.zeros_like(kl[..., :1])], dim=-1)
-    beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)[..., None, None]
-    return (rewards.unsqueeze(-1) - beta * later).masked_fill(~mask, 0)
+    return (rewards.unsqueeze(-1) - charge(beta, later, axes=2)).masked_fill(~mask, 0)
 
 
+@takes(rewards="B", kl="B T", beta="G >= 0", mask="B T")
 def token_rewards(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tensor) -> Tensor:
     """Returns what each step adds: its KL penalty, and R with the last token.
 
         r_t = -beta * KL_t + (R if t is the last token else 0)
 
-    With these, `gae` works on the penalised objective as on any other sum of rewards.
+    With the log-ratio of the token drawn for KL_t, `gae` works on the penalised objective as on any
+    other sum of rewards. With exact KLs it does not: their own derivative is missing (lesson 05).
 
     Args:
         rewards: R of each trajectory, [B], in reward.
-        kl: KL(policy || reference) at each step, [B, T], in nats.
+        kl: KL(policy || reference) at each step or an estimate of it, [B, T], in nats.
         beta: coefficient of the KL, reward per nat; one for each run if there are runs.
         mask: [B, T], True from the first token to the last.
 
@@ -52,10 +57,10 @@ def token_rewards(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tenso
         [B, T], in reward.
     """
     is_last = mask & ~torch.cat([mask[..., 1:], torch.zeros_like(mask[..., :1])], dim=-1)
-    beta = torch.as_tensor(beta, dtype=kl.dtype, device=kl.device)[..., None, None]
-    return (is_last * rewards.unsqueeze(-1) - beta * kl).masked_fill(~mask, 0)
+    return (is_last * rewards.unsqueeze(-1) - charge(beta, kl, axes=2)).masked_fill(~mask, 0)
 
 
+@takes(returns="B T", mask="B T")
 def leave_one_out(returns: Tensor, mask: Tensor) -> Tensor:
     """Returns each return less the mean return of the other trajectories at the same step.
 
@@ -78,6 +83,7 @@ def leave_one_out(returns: Tensor, mask: Tensor) -> Tensor:
     return (returns - mean_of_others).masked_fill(~mask, 0)
 
 
+@takes(token_rewards="B T", values="B T", mask="B T", next_values="B T")
 def gae(
     token_rewards: Tensor,
     values: Tensor,
@@ -131,11 +137,13 @@ def gae(
     return torch.stack(advantages[::-1], dim=-1)
 
 
+@takes(x="B T", mask="B T")
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """Returns x shifted and scaled to mean 0 and variance 1 over the entries that count.
 
     Where the penalty stands outside x, as in `policy_gradient_surrogate`, dividing x by its spread
-    multiplies the effective beta by that spread. Entries that are all equal come out as 0.
+    multiplies the effective beta by that spread. Entries that are all equal come out as 0, a
+    run without any as well.
 
     Args:
         x: [B, T].
@@ -147,12 +155,12 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: the mask leaves nothing in.
 
-    Source: Huang et al. (2024), The N Implementation Details of RLHF with PPO, general detail 9:
-    the variance is that of the batch itself (divided by the count), plus 1e-8.
+    Source: Huang et al. (2024), The N Implementation Details of RLHF with PPO, policy-training
+    detail 9: the variance is that of the batch itself (divided by the count), plus 1e-8.
     """
     if not mask.any():
         raise ValueError("the mask is False everywhere; there is nothing to whiten")
-    count = mask.sum(dim=(-2, -1), keepdim=True)
+    count = mask.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
     centred = x.masked_fill(~mask, 0)
     for _ in range(2):  # the second time takes away the rounding error of the first mean
         mean = centred.sum(dim=(-2, -1), keepdim=True) / count

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo_toy.contract import known
+
 # Each listed response costs T * V logits: 2**27 of them are a gigabyte in double precision, and a
 # policy holds several such tensors at a time.
 MAX_RESPONSES = 2**20
@@ -18,6 +20,7 @@ def list_responses(world: Any) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: over all prompts there are more than `MAX_RESPONSES`.
     """
+    world = known(world)
     n_tokens, length, end = len(world.vocabulary), world.response_length, world.end_token
     count = len(world.prompts) * _n_responses(n_tokens, length, end is not None)
     if count > MAX_RESPONSES or count * length * n_tokens > MAX_LOGITS:

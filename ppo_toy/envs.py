@@ -16,8 +16,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from ppo_toy.contract import known, rewards_of
 from ppo_toy.sampling import draw
-from ppo_toy.worlds import TokenBandit, TokenSequence, prompt_weights
+from ppo_toy.worlds import TokenBandit, TokenSequence
 
 
 class TokenEnv(gym.Env):
@@ -59,7 +60,7 @@ class TokenEnv(gym.Env):
 
     def __init__(self, world: Any) -> None:
         """Makes the spaces; see the class."""
-        self.world = world
+        self.world = world = known(world)
         n_tokens = len(world.vocabulary)
         self.action_space = spaces.Discrete(n_tokens)
         self.observation_space = spaces.Dict(
@@ -79,7 +80,7 @@ class TokenEnv(gym.Env):
         super().reset(seed=seed)
         n = len(self.world.prompts)
         uniform = torch.tensor(self.np_random.random(), dtype=torch.float64)
-        index = draw(prompt_weights(self.world).log(), uniform).item()
+        index = draw(self.world.prompt_weights.log(), uniform).item()
         index = (options or {}).get("prompt", index)
         if not 0 <= index < n:
             raise ValueError(f"prompt {index} was asked for; this world has {n} prompts")
@@ -117,14 +118,14 @@ class TokenEnv(gym.Env):
         }
 
     def _info(self) -> dict[str, Any]:
-        text = " ".join(self.world.vocabulary[token] for token in self._tokens)
+        text = " ".join(str(self.world.vocabulary[token]) for token in self._tokens)
         return {"text": text, "prompt_index": self._index}
 
     def _reward(self) -> float:
         padding = [self.world.end_token] * self._missing
         response = torch.tensor([self._tokens + padding])
         prompt = self.world.prompts[self._index].unsqueeze(0)
-        return float(self.world.reward(prompt, response).item())
+        return float(rewards_of(self.world, prompt, response).item())
 
 
 class TokenBanditEnv(TokenEnv):
@@ -144,12 +145,7 @@ class TokenSequenceEnv(TokenEnv):
 
 
 def make_vector(env_id: str, n: int) -> gym.vector.VectorEnv:
-    """Returns n copies of an environment that is written for arrays, stepped as one.
-
-    Args:
-        env_id: a registered environment with a vector entry point, as "CartPole-v1" has.
-        n: the number of copies.
-    """
+    """Returns n copies, stepped as one, of an environment written for arrays, as "CartPole-v1"."""
     return gym.make_vec(env_id, num_envs=n, vectorization_mode="vector_entry_point")
 
 
@@ -190,40 +186,39 @@ class Driver:
     def __init__(self, env: Any, *, runs: int = 1, seed: int) -> None:
         """Resets all environments with the seed."""
         self.env, self.shape = env, (runs, env.num_envs // runs)
-        self.observation, _ = env.reset(seed=seed)
+        # Discrete actions may begin at another number than 0.
+        self.start = getattr(getattr(env, "single_action_space", None), "start", 0)
+        (self.observation, _), self.steps = env.reset(seed=seed), 0
         self.resetting = np.zeros(env.num_envs, dtype=bool)
         self.returns = np.zeros(env.num_envs)
         self.finished = [deque(maxlen=100) for _ in range(runs)]
 
     @torch.no_grad()
-    def roll_out(
-        self,
-        model: Callable[[Tensor], tuple[Tensor, Tensor]],
-        length: int,
-        generator: torch.Generator,
-    ) -> Rollout:
-        """Acts for `length` steps in every environment.
+    def roll_out(self, model: Callable, length: int, generator: torch.Generator) -> Rollout:
+        """Acts for `length` steps; a ValueError names one after which something is not finite.
 
         Args:
             model: from observations [G, ..., D] to log-probabilities [G, ..., A] and values.
             length: T.
             generator: a CPU generator for the actions.
         """
-        columns = []
+        columns, parameters = [], getattr(model, "parameters", list)()
+        dtype = next((p.dtype for p in parameters), torch.get_default_dtype())
         for uniforms in torch.rand(length, *self.shape, generator=generator):
-            observation = self._per_run(self.observation)
+            observation = self._seen(dtype)
             log_pi, values = model(observation)
             actions = draw(log_pi, uniforms)
-            self.observation, reward, terminated, truncated, _ = self.env.step(
-                actions.flatten().numpy()
-            )
+            sent = actions.flatten().numpy() + self.start
+            self.observation, reward, terminated, truncated, _ = self.env.step(sent)
+            self.steps += 1
+            self._check_finite("reward", reward)
             of_step = (reward.astype(np.float32), terminated, self.resetting)
             columns.append((observation, actions, log_pi, values, *map(self._per_run, of_step)))
             self._count(reward, terminated | truncated)
         observations, actions, log_pi, values, rewards, terminated, resetting = (
             torch.stack(column, dim=2) for column in zip(*columns, strict=True)
         )
-        _, last_value = model(self._per_run(self.observation))
+        _, last_value = model(self._seen(dtype))
         next_values = torch.cat([values[..., 1:], last_value.unsqueeze(-1)], dim=-1)
         next_values = next_values.masked_fill(terminated, 0)
         return Rollout(observations, actions, log_pi, values, next_values, rewards, ~resetting)
@@ -232,8 +227,16 @@ class Driver:
         """The mean of each run's last 100 finished episodes; NaN where there is none."""
         return [sum(done) / len(done) if done else math.nan for done in self.finished]
 
+    def _seen(self, dtype: torch.dtype) -> Tensor:
+        self._check_finite("observation", self.observation)
+        return self._per_run(self.observation).to(dtype)
+
+    def _check_finite(self, name: str, x: np.ndarray) -> None:
+        if not np.isfinite(x).all():
+            raise ValueError(f"after step {self.steps} the environment's {name} is {x}")
+
     def _per_run(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(x).view(*self.shape, *x.shape[1:])
+        return torch.from_numpy(np.asarray(x)).view(*self.shape, *x.shape[1:])
 
     def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
         self.returns += reward

@@ -1,6 +1,6 @@
 """The referee: finite sums over every response, no sampling. Training never calls this module.
 
-A world of more than `enumeration.MAX_RESPONSES` responses gets a ValueError that names its size.
+Too large a world, no world, no policy for it and no coefficient get a ValueError that names it.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ppo_toy.advantages import reward_to_go
+from ppo_toy.axes import charge
+from ppo_toy.contract import Policy, check_learns, prompt_weights
 from ppo_toy.objectives import penalized_objective
-from ppo_toy.policies import Policy, TabularPolicy, logsumexp_by
+from ppo_toy.policies import TabularPolicy, logsumexp_by
 from ppo_toy.trajectories import (
     Trajectories,
     enumerate_all,
@@ -22,7 +24,8 @@ from ppo_toy.trajectories import (
     score,
     step_log_probs,
 )
-from ppo_toy.worlds import prompt_weights
+
+SMALL = 1e-3  # exp(x) of a smaller x loses digits that exp(x) - 1 keeps
 
 
 class Evaluation(NamedTuple):
@@ -69,9 +72,6 @@ def evaluate(policy: Policy, reference: Policy, world: Any, beta: float | Tensor
         reference: the frozen reference policy.
         world: a world small enough to list.
         beta: coefficient of the KL, reward per nat; one for each run if there are runs.
-
-    Raises:
-        ValueError: the world is too large, a reward is not finite, or the vocabularies differ.
     """
     rewards, kl, weights = _terms(policy, reference, world)
     numbers = (
@@ -90,20 +90,17 @@ def gradient(
     The weights of an enumerated batch are probabilities that depend on the parameters, so
     differentiating the objective itself is enough. Runs share nothing, and each gets its own.
 
-    Args:
-        policy: a module; its parameters keep the `grad` they have.
-        reference: the frozen reference policy.
-        world: a world small enough to list.
-        beta: as for `evaluate`.
-
-    Raises:
-        ValueError: as for `evaluate`.
+    Arguments and errors are those of `evaluate`; the policy is a module, whose parameters keep the
+    `grad` they have.
     """
     rewards, kl, weights = _terms(policy, reference, world)
+    kl = kl if torch.as_tensor(beta).any() else kl.detach()  # which may be infinite
     objective = penalized_objective(rewards, kl, beta, weights).sum()
-    return torch.autograd.grad(
-        objective, tuple(policy.parameters()), allow_unused=True, materialize_grads=True
-    )
+    check_learns(objective)
+    learning = [p for p in policy.parameters() if p.requires_grad]
+    found = torch.autograd.grad(objective, learning, allow_unused=True, materialize_grads=True)
+    of = dict(zip(learning, found, strict=True))
+    return tuple(of.get(p, torch.zeros_like(p)) for p in policy.parameters())
 
 
 @torch.no_grad()
@@ -126,8 +123,7 @@ def optimum(reference: Policy, world: Any, beta: float) -> Optimum:
     Source: Korbak, Perez and Buckley (2022), RL with KL penalties is better viewed as Bayesian
     inference; Rafailov et al. (2023), Direct Preference Optimization, eq. 4.
     """
-    (beta,) = _checked_betas([beta])
-    batch, rewards, log_ref = _listed(reference, world)
+    (beta,), batch, rewards, log_ref = _listed(reference, world, [beta])
     objective, reward, kl = _best(log_ref, rewards, beta, world)
     parents, family = families(batch)
     otherwise = step_log_probs(reference, parents).double()[family]
@@ -140,16 +136,9 @@ def optimum(reference: Policy, world: Any, beta: float) -> Optimum:
 def frontier(reference: Policy, world: Any, betas: Any) -> Frontier:
     """Returns KL and reward of the best policy for each beta; no policy has more at the same KL.
 
-    Args:
-        reference: the reference policy, without a leading axis of runs.
-        world: a world small enough to list.
-        betas: K coefficients, reward per nat, each > 0.
-
-    Raises:
-        ValueError: as for `optimum`.
+    Arguments and errors are those of `optimum`, with K coefficients in place of one.
     """
-    betas = _checked_betas(betas)
-    _, rewards, log_ref = _listed(reference, world)
+    betas, _, rewards, log_ref = _listed(reference, world, betas)
     best = np.array([_best(log_ref, rewards, beta, world) for beta in betas])
     return Frontier(np.array(betas), kl=best[:, 2], reward=best[:, 1])
 
@@ -160,18 +149,15 @@ def values(policy: Policy, reference: Policy, world: Any, beta: float) -> Tensor
 
         V(s_t) = E[R - beta * sum_{t' >= t} KL_t' | s_t]
 
-    Args:
-        policy: any policy without a leading axis of runs.
-        reference: the frozen reference policy.
-        world: a world small enough to list.
-        beta: coefficient of the KL, reward per nat.
+    Arguments and errors are those of `evaluate`, without a leading axis of runs.
 
     Returns:
         [B, T], in reward; 0 where masked or where the policy never comes.
     """
+    _check_one_run(policy=policy, reference=reference)
     batch = enumerate_all(policy, world)
     kl = per_step_kl(policy, reference, batch)
-    to_go = reward_to_go(score(world, batch), kl, beta, batch.mask) - beta * kl
+    to_go = reward_to_go(score(world, batch), kl, beta, batch.mask) - charge(beta, kl, axes=2)
     state = TabularPolicy(world).to(kl.device).rows(batch.prompts, batch.tokens)[:, :-1]
     weights = batch.weights.unsqueeze(1) * batch.mask
     of_state = torch.zeros(2, int(state.max()) + 1, dtype=weights.dtype, device=kl.device)
@@ -190,61 +176,73 @@ def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
     It is the most that any policy can earn from s on, and satisfies the soft Bellman equation
     V*(s) = beta * log sum_v ref(v | s) * exp(V*(s v) / beta), with R after the last token.
 
-    Args:
-        reference: as for `optimum`.
-        world: a world small enough to list.
-        beta: coefficient of the KL, reward per nat, > 0.
+    Arguments and errors are those of `optimum`.
 
     Returns:
         [B, T], in reward; 0 where masked or where the reference never comes.
 
     Source: Rafailov et al. (2024), From r to Q*, arXiv 2404.12358.
     """
-    (beta,) = _checked_betas([beta])
-    batch, rewards, log_ref = _listed(reference, world)
+    (beta,), batch, rewards, log_ref = _listed(reference, world, [beta])
     state = TabularPolicy(world).to(rewards.device).rows(batch.prompts, batch.tokens)[:, :-1]
     n_states = int(state.max()) + 1
-    log_mass = [
-        logsumexp_by(x.view(-1, 1).expand(state.shape)[batch.mask], state[batch.mask], n_states)
-        for x in (log_ref + rewards / beta, log_ref)
-    ]
-    return (beta * (log_mass[0] - log_mass[1]))[state].nan_to_num(0).masked_fill(~batch.mask, 0)
+    x, log_p = (
+        numbers.view(-1, 1).expand(state.shape)[batch.mask] for numbers in (rewards / beta, log_ref)
+    )
+    value = beta * _log_mean_exp(x, log_p, state[batch.mask], n_states)
+    return value[state].nan_to_num(0).masked_fill(~batch.mask, 0)
+
+
+def _log_mean_exp(x: Tensor, log_p: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """The log of the mean of exp(x) in each group, where x counts in proportion to p."""
+    log_mass = logsumexp_by(log_p, group, n_groups)
+    if x.abs().max() >= SMALL:
+        return logsumexp_by(log_p + x, group, n_groups) - log_mass
+    share = (log_p - log_mass[group]).exp()
+    return torch.zeros_like(log_mass).index_add(0, group, share * x.expm1()).log1p()
 
 
 def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tensor, Tensor]:
     """R [B], KL [B, T] and weights [B] of every response that can occur."""
     batch = enumerate_all(policy, world)
     possible = (batch.weights > 0).reshape(-1, len(batch.prompts)).any(dim=0)
-    batch = Trajectories(
-        *(x[possible] for x in (batch.prompts, batch.responses, batch.mask)),
-        weights=batch.weights[..., possible],
-    )
-    return score(world, batch), per_step_kl(policy, reference, batch), batch.weights
+    if not possible.all():
+        batch = Trajectories(
+            *(x[possible] for x in (batch.prompts, batch.responses, batch.mask)),
+            weights=batch.weights[..., possible],
+        )
+    kl = per_step_kl(policy, reference, batch)
+    if batch.weights.dim() > 1:  # what one run cannot say another may
+        kl = kl.masked_fill((batch.weights == 0).unsqueeze(-1), 0)
+    return score(world, batch), kl, batch.weights
 
 
-def _checked_betas(betas: Any) -> list[float]:
-    betas = [float(beta) for beta in betas]
-    for beta in betas:
+def _check_one_run(**policies: Policy) -> None:
+    for name, policy in policies.items():
+        if getattr(policy, "runs", ()):
+            raise ValueError(f"the {name} has runs {policy.runs}; give one without that axis")
+
+
+def _listed(reference: Policy, world: Any, betas: Any) -> tuple:
+    """The betas, all > 0; every trajectory; R and log ref(y | x), [n, N], a row for each prompt."""
+    for beta in (betas := [float(beta) for beta in betas]):
         if not 0 < beta < float("inf"):
             raise ValueError(f"beta is {beta}; the best policy exists for 0 < beta < inf")
-    return betas
-
-
-def _listed(reference: Policy, world: Any) -> tuple[Trajectories, Tensor, Tensor]:
-    """Every trajectory; R and log ref(y | x) as [n, N], one row for each prompt."""
-    if getattr(reference, "runs", ()):
-        raise ValueError(f"the reference has runs {reference.runs}; give one without that axis")
-    batch = enumerate_all(reference, world)
+    _check_one_run(reference=reference)
+    batch = enumerate_all(reference, world, name="reference")
     log_ref = log_probs(reference, batch).double().sum(dim=-1)
     shape = (len(world.prompts), -1)
-    return batch, score(world, batch).double().view(shape), log_ref.view(shape)
+    return betas, batch, score(world, batch).double().view(shape), log_ref.view(shape)
 
 
 def _best(log_ref: Tensor, rewards: Tensor, beta: float, world: Any) -> tuple[float, float, float]:
     """J*, R* and KL* for one beta."""
-    log_z = (log_ref + rewards / beta).logsumexp(dim=1, keepdim=True)
-    p = (log_ref + rewards / beta - log_z).exp()
-    log_ratio = rewards / beta - log_z
-    reward, kl = (p * rewards).sum(dim=1), (p * log_ratio).sum(dim=1)
+    x = rewards / beta
+    if x.abs().max() < SMALL:
+        log_z = (log_ref.exp() * x.expm1()).sum(dim=1, keepdim=True).log1p()
+    else:
+        log_z = (log_ref + x).logsumexp(dim=1, keepdim=True)
+    p = (log_ref + x - log_z).exp()
+    reward, kl = (p * rewards).sum(dim=1), (p * (x - log_z)).sum(dim=1).clamp(min=0)
     per_prompt = torch.stack([beta * log_z.squeeze(1), reward, kl], dim=1)
     return tuple((prompt_weights(world).to(log_ref.device) @ per_prompt).tolist())

@@ -3,17 +3,23 @@
 All logarithms are natural, so every divergence is in nats.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from ppo_toy.axes import takes
 
+
+@takes(logits_p="...", logits_q="...")
 def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """Exact KL(p || q) of categorical distributions, one for each leading index.
 
         KL(p || q) = sum_v p(v) * (log p(v) - log q(v))
 
     A token with p(v) = 0 adds nothing to the value or to the gradient. The result is inf where
-    q(v) = 0 < p(v), and its gradient is then not a number. Both arguments are differentiated.
+    q(v) = 0 < p(v), however small, and its gradient is then not a number. Both arguments are
+    differentiated.
 
     Args:
         logits_p: unnormalised log-probabilities of p, [..., V].
@@ -27,13 +33,10 @@ def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 
     Source: Cover and Thomas (2006), Elements of Information Theory, section 2.3.
     """
-    if logits_p.shape != logits_q.shape:
-        raise ValueError(
-            f"logits_p has shape {tuple(logits_p.shape)}, logits_q {tuple(logits_q.shape)}"
-        )
-    return kl_of_log_probs(logits_p.log_softmax(dim=-1), logits_q.log_softmax(dim=-1))
+    return _kl(logits_p.log_softmax(dim=-1), logits_q.log_softmax(dim=-1))
 
 
+@takes(log_p="... V", log_q="... V")
 def kl_of_log_probs(log_p: Tensor, log_q: Tensor) -> Tensor:
     """`kl_divergence` of distributions that are normalised already, which saves doing it again.
 
@@ -41,29 +44,34 @@ def kl_of_log_probs(log_p: Tensor, log_q: Tensor) -> Tensor:
         log_p: log-probabilities of p, [..., V], in nats.
         log_q: log-probabilities of q, [..., V], in nats; broadcast against those of p.
     """
+    return _kl(log_p, log_q)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     p = log_p.exp()
     # Replacing the log-ratio, not the product, keeps 0 * inf out of the gradient.
-    log_ratio = torch.where(p > 0, log_p - log_q, 0.0)
-    return (p * log_ratio).sum(dim=-1)
+    log_ratio = torch.where(log_p > -math.inf, log_p - log_q, 0.0)
+    kl = (p * log_ratio).sum(dim=-1)
+    if kl.isnan().any():  # a probability too small for its type is 0, and 0 * inf should be inf
+        kl = (p.clamp(min=torch.finfo(p.dtype).tiny) * log_ratio).sum(dim=-1)
+    return kl
 
 
+@takes(log_p="B T V", log_q="B T V", mask="B T")
 def masked_kl(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
     """KL(p || q) at each step, [B, T], of log-probabilities [B, T, V]; 0 where masked.
 
     Either may lack the axis of runs that the other has. Both are differentiated.
 
     Raises:
-        ValueError: the two have different vocabularies.
+        ValueError: the shapes do not fit together.
     """
-    if log_p.shape[-1] != log_q.shape[-1]:
-        raise ValueError(
-            f"the policies have {log_p.shape[-1]} and {log_q.shape[-1]} tokens to choose from"
-        )
     # An infinite divergence behind the mask would leave NaN in the gradient.
     log_q = torch.where(mask.unsqueeze(-1), log_q, log_p.detach())
-    return kl_of_log_probs(log_p, log_q).masked_fill(~mask, 0)
+    return _kl(log_p, log_q).masked_fill(~mask, 0)
 
 
+@takes(log_p="...", log_q="...")
 def kl_estimate(log_p: Tensor, log_q: Tensor, kind: str) -> Tensor:
     """Estimates KL(p || q) from one token drawn from p, element by element.
 
@@ -88,8 +96,6 @@ def kl_estimate(log_p: Tensor, log_q: Tensor, kind: str) -> Tensor:
 
     Source: Schulman (2020), Approximating KL Divergence.
     """
-    if log_p.shape != log_q.shape:
-        raise ValueError(f"log_p has shape {tuple(log_p.shape)}, log_q {tuple(log_q.shape)}")
     log_ratio = log_p - log_q
     if kind == "k1":
         return log_ratio

@@ -4,13 +4,19 @@ A surrogate is a number whose gradient is wanted and whose value is not. Each do
 is differentiated; everything else is taken as a constant and needs no `detach` by the caller.
 
 Shapes: B trajectories, T tokens; any leading axis of runs goes before B, and `beta` is then a
-float or one number for each run, [G].
+float or one number for each run, [G]. Shapes that do not fit, a negative `beta` and a `clip` that
+is not positive are a ValueError that names them.
 """
+
+import math
 
 import torch
 from torch import Tensor
 
+from ppo_toy.axes import charge, per_run, takes
 
+
+@takes(rewards="B", kl="B T", beta="G >= 0", weights="B")
 def penalized_objective(
     rewards: Tensor, kl: Tensor, beta: float | Tensor, weights: Tensor
 ) -> Tensor:
@@ -25,7 +31,7 @@ def penalized_objective(
     Args:
         rewards: R of each trajectory, [B], in reward.
         kl: KL(policy || reference) at each step, 0 where masked, [B, T], in nats.
-        beta: coefficient of the KL, reward per nat.
+        beta: coefficient of the KL, reward per nat, >= 0; where it is 0, J is the expected reward.
         weights: of the trajectories, summing to 1, [B].
 
     Returns:
@@ -34,10 +40,10 @@ def penalized_objective(
     Source: Ziegler et al. (2019), section 2, with the exact KL of each step in place of the
     log-ratio of the tokens drawn.
     """
-    penalty = _per_run(beta, kl, axes=1) * kl.sum(dim=-1)
-    return (weights * (rewards - penalty)).sum(dim=-1)
+    return (weights * (rewards - charge(beta, kl.sum(dim=-1), axes=1))).sum(dim=-1)
 
 
+@takes(log_probs="B T", kl="B T", advantages="B T", beta="G >= 0", weights="B")
 def policy_gradient_surrogate(
     log_probs: Tensor, kl: Tensor, advantages: Tensor, beta: float | Tensor, weights: Tensor
 ) -> Tensor:
@@ -65,10 +71,10 @@ def policy_gradient_surrogate(
     derivative of the KL itself, which depends on the policy too.
     """
     gain = (log_probs * advantages.detach()).sum(dim=-1)
-    penalty = _per_run(beta, kl, axes=1) * kl.sum(dim=-1)
-    return (weights.detach() * (gain - penalty)).sum(dim=-1)
+    return (weights.detach() * (gain - charge(beta, kl.sum(dim=-1), axes=1))).sum(dim=-1)
 
 
+@takes(log_probs="* B T", old_log_probs="* B T", advantages="* B T", clip="G > 0")
 def clipped_surrogate(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip: float | Tensor
 ) -> Tensor:
@@ -89,20 +95,27 @@ def clipped_surrogate(
     Returns:
         [B, T], in reward, to be maximised.
 
-    Raises:
-        ValueError: `clip` is not positive.
-
     Source: Schulman et al. (2017), eq. 7; eq. 6 with `clip=math.inf`.
     """
-    clip = _per_run(clip, log_probs, axes=2)
-    if not torch.as_tensor(clip > 0).all():
-        clip = torch.as_tensor(clip).squeeze().tolist()
-        raise ValueError(f"clip is {clip}; it must be positive")
-    ratio = (log_probs - old_log_probs.detach()).exp()
     advantages = advantages.detach()
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    log_ratio = log_probs - old_log_probs.detach()
+    if isinstance(clip, Tensor):
+        clip = per_run(clip, log_ratio, axes=2)
+    elif clip == math.inf:
+        return _reweighted(log_ratio, advantages)
+    with torch.no_grad():
+        ratio = log_ratio.exp()
+        edge = ratio.clamp(1 - clip, 1 + clip)
+        beyond = ratio * advantages > edge * advantages
+    # Replaced before the exponential, whose gradient past the edge could be 0 * inf.
+    return torch.where(
+        beyond, edge * advantages, _reweighted(log_ratio.masked_fill(beyond, 0), advantages)
+    )
 
 
+@takes(
+    log_probs="* B T", old_log_probs="* B T", advantages="* B T", kl_old="* B T", beta="G >= 0"
+)  # fmt: skip
 def kl_penalty_surrogate(
     log_probs: Tensor,
     old_log_probs: Tensor,
@@ -123,22 +136,24 @@ def kl_penalty_surrogate(
         old_log_probs: under the policy that drew them, [B, T], in nats.
         advantages: [B, T], in reward.
         kl_old: KL(pi_old || pi) at each step, [B, T], in nats.
-        beta: beta_old, its coefficient, reward per nat.
+        beta: beta_old, its coefficient, reward per nat, >= 0.
 
     Returns:
         [B, T], in reward, to be maximised.
 
     Source: Schulman et al. (2017), eq. 8.
     """
-    ratio = (log_probs - old_log_probs.detach()).exp()
-    return ratio * advantages.detach() - _per_run(beta, kl_old, axes=2) * kl_old
+    gain = _reweighted(log_probs - old_log_probs.detach(), advantages.detach())
+    return gain - charge(beta, kl_old, axes=2)
 
 
+@takes(values="B T", returns="B T", mask="B T", weights="B")
 def value_loss(values: Tensor, returns: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Returns the weighted squared error of a value function, to be minimised.
 
         sum_i weights_i * sum_t (V_it - G_it)^2 / 2
 
+    Halved, so that the gradient is the error itself, and summed over the steps of a trajectory.
     `values` is differentiated; the others are constants.
 
     Args:
@@ -150,15 +165,12 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor, weights: Tensor) -
     Returns:
         A scalar in reward squared; [G] with runs.
 
-    Source: Schulman et al. (2017), eq. 9, the term L^VF.
+    Source: Schulman et al. (2017), eq. 9, the term L^VF, which is neither halved nor summed.
     """
     error = (values - returns.detach()).masked_fill(~mask, 0)
     return (weights.detach() * error.square().sum(dim=-1) / 2).sum(dim=-1)
 
 
-def _per_run(number: float | Tensor, like: Tensor, axes: int) -> float | Tensor:
-    """A constant: a scalar as it is, one for each run, [G], with axes for what comes after G."""
-    if not isinstance(number, Tensor):
-        return number
-    number = number.detach().to(like)
-    return number.reshape(*number.shape, *[1] * axes) if number.dim() else number
+def _reweighted(log_ratio: Tensor, advantages: Tensor) -> Tensor:
+    """The ratio times the advantage; 0 where that is 0, however large the ratio."""
+    return log_ratio.masked_fill(advantages == 0, 0).exp() * advantages

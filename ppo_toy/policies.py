@@ -7,16 +7,16 @@ position i holds the logits of response token i, given the prompt and the i toke
 import copy
 import hashlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppo_toy.contract import Policy as Policy
+from ppo_toy.contract import device_of as device_of
+from ppo_toy.contract import table_of
 from ppo_toy.enumeration import MAX_LOGITS
-
-Policy = Callable[[Tensor, Tensor], Tensor]
 
 
 class TabularPolicy(nn.Module):
@@ -41,14 +41,15 @@ class TabularPolicy(nn.Module):
     def __init__(self, world: Any, logits: Tensor | None = None) -> None:
         """Builds the table; see the class."""
         super().__init__()
+        prompts = table_of(world.prompts)
         self.n_tokens = len(world.vocabulary)
         self.response_length = world.response_length
         self.n_nodes = sum(self.n_tokens**length for length in range(self.response_length))
-        table = (self.n_nodes * len(world.prompts), self.n_tokens)
+        table = (self.n_nodes * len(prompts), self.n_tokens)
         if math.prod(table) > MAX_LOGITS:
             raise ValueError(
                 f"this world needs a table of 10^{math.log10(math.prod(table)):.1f} logits "
-                f"({len(world.prompts)} prompts, {self.n_tokens} tokens, length "
+                f"({len(prompts)} prompts, {self.n_tokens} tokens, length "
                 f"{self.response_length}); at most {MAX_LOGITS:,} are kept"
             )
         if logits is None:
@@ -58,10 +59,10 @@ class TabularPolicy(nn.Module):
                 f"logits has shape {tuple(logits.shape)}; this world needs {table}, "
                 "with or without a leading axis of runs"
             )
-        if len(world.prompts.unique(dim=0)) < len(world.prompts):
+        if len(prompts.unique(dim=0)) < len(prompts):
             raise ValueError("two of the world's prompts are the same; each needs rows of its own")
         self.logits = nn.Parameter(logits.detach().clone())
-        self.register_buffer("known_prompts", world.prompts.clone())
+        self.register_buffer("known_prompts", prompts.clone())
 
     @classmethod
     def random(
@@ -197,12 +198,6 @@ def index_of_prompts(prompts: Tensor, known: Tensor) -> Tensor:
         stranger = prompts[~equal.any(dim=-1)][0].tolist()
         raise ValueError(f"prompt {stranger} is not among the world's prompts")
     return equal.to(torch.uint8).argmax(dim=-1)
-
-
-def device_of(policy: Policy) -> torch.device:
-    """The device of a policy's first parameter; the CPU for one without parameters."""
-    parameters = policy.parameters() if isinstance(policy, torch.nn.Module) else iter(())
-    return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
 
 def freeze(policy: nn.Module) -> nn.Module:

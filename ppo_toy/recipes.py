@@ -25,10 +25,11 @@ from ppo_toy.data import Pairs, folder, read_corpus, read_preferences
 from ppo_toy.gpt import GPTConfig, TinyGPT
 from ppo_toy.policies import freeze
 from ppo_toy.pretraining import pretrain
+from ppo_toy.proximal import Surrogate
 from ppo_toy.reviews import LENGTH, PROMPTS, VOCABULARY, WORDS
 from ppo_toy.rewards import RewardModel, normalize, tabulated, train_reward_model
 from ppo_toy.tables import read_table, table_text, write_text
-from ppo_toy.training import train
+from ppo_toy.training import Schedule, train
 from ppo_toy.trajectories import sample
 from ppo_toy.worlds import ToyReviews
 
@@ -42,10 +43,9 @@ TRAINING = {
     "steps": 180,
     "batch_size": 512,
     "learning_rate": 5e-3,
-    "anneal": True,
     "epochs": 3,
-    "penalty": "sampled",
-    "clip": 0.2,
+    "surrogate": Surrogate(penalty="sampled", clip=0.2),
+    "schedule": Schedule(anneal=True),
 }
 REFERENCE, REWARD_MODEL, RUNS = "reference.npz", "reward_model.npz", "rlhf_runs.tsv"
 COMMAND = "python -m ppo_toy.recipes"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppo_toy.axes import takes
+from ppo_toy.contract import known, rewards_of
 from ppo_toy.data import Pairs
 from ppo_toy.enumeration import MAX_LOGITS, list_responses
 from ppo_toy.gpt import TinyGPT
@@ -97,6 +99,7 @@ class RewardModel(nn.Module):
         return (scores - self.offset.to(scores)).to(asked_from)
 
 
+@takes(chosen="...", rejected="...")
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Returns the mean negative log-probability of the choices, to be minimised.
 
@@ -117,8 +120,6 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     Source: Bradley and Terry (1952), Rank Analysis of Incomplete Block Designs; as a loss for
     reward models, Stiennon et al. (2020), section 3.4.
     """
-    if chosen.shape != rejected.shape:
-        raise ValueError(f"chosen is {list(chosen.shape)}, rejected {list(rejected.shape)}")
     return -F.logsigmoid(chosen - rejected).mean()
 
 
@@ -209,13 +210,13 @@ def tabulated(world: Any) -> Any:
     A frozen reward model never changes its mind, so the table is the model.
 
     Args:
-        world: a dataclass with the attributes of a world, `reward` being one of its fields, small
-            enough to list.
+        world: any world small enough to list; what comes back is a copy of it.
 
     Raises:
         ValueError: the world has too many responses or its table would be too large, or a reward
             is not finite.
     """
+    given, world = world, known(world)
     responses, _ = list_responses(world)
     shape = (len(world.prompts), *[len(world.vocabulary)] * world.response_length)
     if math.prod(shape) > MAX_LOGITS:
@@ -226,7 +227,7 @@ def tabulated(world: Any) -> Any:
     table = torch.zeros(shape, dtype=torch.float64)
     for row, prompt in bar(list(zip(table, world.prompts, strict=True)), "scoring"):
         for part in responses.split(CHUNK):
-            rewards = world.reward(prompt.expand(len(part), -1), part)
+            rewards = rewards_of(world, prompt.expand(len(part), -1), part)
             row[part.unbind(dim=1)] = rewards.double()
     by_number = TokenSequence.from_table(table, end_token=world.end_token)
 
@@ -234,4 +235,9 @@ def tabulated(world: Any) -> Any:
         number = index_of_prompts(prompts, world.prompts.to(prompts.device))
         return by_number.reward(number.unsqueeze(1), responses)
 
-    return replace(world, reward=look_up)
+    try:
+        twin = copy.copy(given)
+        object.__setattr__(twin, "reward", look_up)
+    except AttributeError:  # it keeps its attributes where they cannot be changed
+        return world._replace(reward=look_up)
+    return twin

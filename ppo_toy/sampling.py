@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_toy.policies import Policy
+from ppo_toy.contract import Policy, check_logits
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -85,13 +85,11 @@ def _next_logits(
     policy: Policy, prompts: Tensor, responses: Tensor, cache: Any, n_tokens: int
 ) -> tuple[Tensor, Any]:
     """Logits of the next token, [B, V], and what the policy wants to see again after it."""
+    *lead, length = responses.shape
     if hasattr(policy, "next_logits"):
         logits, cache = policy.next_logits(prompts, responses, cache)
-    else:
-        logits = policy(prompts, responses)[..., -1, :]
-    if logits.shape != (*responses.shape[:-1], n_tokens):
-        raise ValueError(
-            f"the policy's logits for the next token are {tuple(logits.shape)}; the world has "
-            f"{n_tokens} tokens and the batch {tuple(responses.shape[:-1])} responses"
-        )
-    return logits, cache
+        check_logits("policy", logits, lead, n_tokens)
+        return logits, cache
+    logits = policy(prompts, responses)
+    check_logits("policy", logits, [*lead, length + 1], n_tokens)
+    return logits[..., -1, :], cache

@@ -14,11 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo_toy.axes import check_axes
+from ppo_toy.contract import (
+    Policy,
+    World,
+    check_logits,
+    device_of,
+    known,
+    rewards_of,
+)
 from ppo_toy.enumeration import list_responses
 from ppo_toy.kl import masked_kl
-from ppo_toy.policies import Policy, device_of
 from ppo_toy.sampling import draw, roll_out
-from ppo_toy.worlds import prompt_weights
+
+AXES = {"prompts": "B P", "responses": "B T", "mask": "B T", "weights": "B"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +39,24 @@ class Trajectories:
         responses: [B, T] tokens; what the mask leaves out is padding.
         mask: [B, T], True up to and including the end token.
         weights: [B], of each trajectory in the expectation; they sum to 1.
+
+    A ValueError names parts that do not fit together, or are of another type.
     """
 
     prompts: Tensor
     responses: Tensor
     mask: Tensor
     weights: Tensor
+
+    def __post_init__(self) -> None:
+        """Looks at shapes and types."""
+        rows = self.mask.shape[:-1]
+        if not (self.responses.shape == self.mask.shape and self.mask.dtype == torch.bool
+                and rows == self.weights.shape == self.prompts.shape[:-1]):  # fmt: skip
+            check_axes(AXES, vars(self))
+        for name in ("prompts", "responses"):
+            if getattr(self, name).is_floating_point():
+                raise ValueError(f"{name} is of {getattr(self, name).dtype}; tokens are integers")
 
     @property
     def tokens(self) -> Tensor:
@@ -58,26 +79,36 @@ def sample(policy: Policy, world: Any, n: int, *, generator: torch.Generator) ->
         A batch of B = n trajectories on the policy's device, weights in double precision.
 
     Raises:
-        ValueError: `n` is below 1, or the policy's logits have the wrong shape or are NaN.
+        ValueError: `n` is below 1, the world is none, or the policy's logits have the wrong shape
+            or are NaN.
     """
     if n < 1:
         raise ValueError(f"n is {n}; a batch has at least 1 trajectory")
-    lead = (*getattr(policy, "runs", ()), n)
-    device = device_of(policy)
-    which = draw(
-        prompt_weights(world).log(),
-        torch.rand(lead, generator=generator, dtype=torch.float64),
-    )
-    prompts = world.prompts[which].to(device)
+    world = known(world)
+    return respond(policy, world, draw_prompts(policy, world, n, generator), generator)
+
+
+def draw_prompts(policy: Policy, world: World, n: int, generator: torch.Generator) -> Tensor:
+    """Draws n prompts, [B, P], for each run of the policy."""
+    numbers = (*getattr(policy, "runs", ()), n)
+    uniforms = torch.rand(numbers, generator=generator, dtype=torch.float64)
+    return world.prompts[draw(world.prompt_weights.log(), uniforms)].to(device_of(policy))
+
+
+def respond(
+    policy: Policy, world: World, prompts: Tensor, generator: torch.Generator
+) -> Trajectories:
+    """Draws a response to each prompt; see `sample`."""
+    lead, device = prompts.shape[:-1], prompts.device
     numbers = (world.response_length, *lead)
     uniforms = torch.rand(numbers, generator=generator, dtype=torch.float64).to(device)
     responses, mask = roll_out(policy, world, prompts, uniforms)
-    weights = torch.full(lead, 1 / n, dtype=torch.float64, device=device)
+    weights = torch.full(lead, 1 / lead[-1], dtype=torch.float64, device=device)
     # What was made in inference mode must not enter a gradient; a copy may.
     return Trajectories(prompts, responses.clone(), mask.clone(), weights)
 
 
-def enumerate_all(policy: Policy, world: Any) -> Trajectories:
+def enumerate_all(policy: Policy, world: Any, *, name: str = "policy") -> Trajectories:
     """Lists every response to every prompt; a weight is the probability of its trajectory.
 
     The weights are differentiated with respect to the policy, which is what makes
@@ -87,14 +118,16 @@ def enumerate_all(policy: Policy, world: Any) -> Trajectories:
         policy: called once, on every prefix of T - 1 tokens. With runs, only the weights have
             their axis.
         world: any world with at most `enumeration.MAX_RESPONSES` responses over all its prompts.
+        name: of the policy, for errors.
 
     Returns:
         One trajectory for each prompt and response, in the order of the prompts, then of the
         tokens; the padding of a short response repeats the end token.
 
     Raises:
-        ValueError: the world has too many responses; said before any is listed.
+        ValueError: too many responses, said before any is listed; no world, or no policy for it.
     """
+    world = known(world)
     responses, mask = list_responses(world)
     n_prompts, n_responses = len(world.prompts), len(responses)
     device = device_of(policy)
@@ -102,9 +135,11 @@ def enumerate_all(policy: Policy, world: Any) -> Trajectories:
         prompts=world.prompts.repeat_interleave(n_responses, dim=0).to(device),
         responses=responses.repeat(n_prompts, 1).to(device),
         mask=mask.repeat(n_prompts, 1).to(device),
-        weights=prompt_weights(world).repeat_interleave(n_responses).to(device),
+        weights=world.prompt_weights.repeat_interleave(n_responses).to(device),
     )
-    p_response = log_probs(policy, batch).sum(dim=-1).exp()
+    parents, family = families(batch)
+    log_p = _numbers(policy, parents, name, len(world.vocabulary)).index_select(-3, family)
+    p_response = of_tokens(log_p, batch).sum(dim=-1).exp()
     return replace(batch, weights=p_response * batch.weights)
 
 
@@ -113,9 +148,12 @@ def log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
 
     Returns:
         [B, T], in nats; 0 where the mask is False.
+
+    Raises:
+        ValueError: the policy's answer has the wrong shape, or no numbers for a state.
     """
     parents, family = families(trajectories)
-    step_log_p = step_log_probs(policy, parents).index_select(-3, family)
+    step_log_p = _numbers(policy, parents).index_select(-3, family)
     return of_tokens(step_log_p, trajectories)
 
 
@@ -129,33 +167,50 @@ def per_step_kl(policy: Policy, reference: Policy, trajectories: Trajectories) -
         [B, T], in nats; 0 where the mask is False.
 
     Raises:
-        ValueError: the two have different vocabularies.
+        ValueError: the two have different vocabularies, or as for `log_probs`.
     """
     parents, family = families(trajectories)
     with torch.no_grad():
-        log_ref = step_log_probs(reference, parents)
-    kl = masked_kl(step_log_probs(policy, parents), log_ref, parents.mask)
+        log_ref = _numbers(reference, parents, "reference")
+    log_pi = _numbers(policy, parents)
+    if log_pi.shape[-1] != log_ref.shape[-1]:
+        tokens = log_ref.shape[-1], log_pi.shape[-1]
+        raise ValueError("the reference has {} tokens, the world {}".format(*tokens))
+    kl = masked_kl(log_pi, log_ref, parents.mask)
     return kl.index_select(-2, family)
 
 
-def step_log_probs(policy: Policy, trajectories: Trajectories) -> Tensor:
+def step_log_probs(
+    policy: Policy, trajectories: Trajectories, name: str = "policy", n_tokens: int | None = None
+) -> Tensor:
     """Log-probabilities of the whole vocabulary at every step, [B, T, V], in nats.
 
     `of_tokens` and `masked_kl` start from here, so that training, which needs both, calls the
     policy once.
 
     Raises:
-        ValueError: the policy's answer has the wrong shape.
+        ValueError: the policy's answer has the wrong shape, or not `n_tokens` tokens if given.
     """
     before_the_last = trajectories.tokens[..., :-1]
     logits = policy(trajectories.prompts, before_the_last)
-    n, length = trajectories.tokens.shape[-2:]
-    if logits.shape[-3:-1] != (n, length):
-        raise ValueError(
-            f"the policy gave logits {tuple(logits.shape)} for responses "
-            f"{tuple(before_the_last.shape)}; [{n}, {length}, V] was due"
-        )
+    check_logits(name, logits, trajectories.mask.shape[-2:], n_tokens)
     return logits.log_softmax(dim=-1)
+
+
+def _numbers(
+    policy: Policy, trajectories: Trajectories, name: str = "policy", n_tokens: int | None = None
+) -> Tensor:
+    """`step_log_probs`, unless those of a state are NaN."""
+    log_p = step_log_probs(policy, trajectories, name, n_tokens)
+    bad = log_p[..., 0].isnan()
+    if bad.any() and (bad := bad & trajectories.mask).any():
+        *row, t = bad.nonzero()[0].tolist()[-trajectories.tokens.dim() :]
+        prompt, said = (x[tuple(row)].tolist() for x in (trajectories.prompts, trajectories.tokens))
+        raise ValueError(
+            f"after the prompt {prompt} and the tokens {said[:t]} the {name}'s logits hold NaN "
+            "or inf, or no token has any probability"
+        )
+    return log_p
 
 
 def families(trajectories: Trajectories) -> tuple[Trajectories, Tensor]:
@@ -192,14 +247,4 @@ def score(world: Any, trajectories: Trajectories) -> Tensor:
     lead = trajectories.responses.shape[:-1]
     prompts = trajectories.prompts.flatten(end_dim=-2)
     responses = trajectories.responses.flatten(end_dim=-2)
-    rewards = torch.as_tensor(world.reward(prompts, responses)).detach()
-    if rewards.shape != (len(responses),):
-        raise ValueError(
-            f"the world's reward gave {tuple(rewards.shape)} for {len(responses)} responses"
-        )
-    if not rewards.isfinite().all():
-        at = (~rewards.isfinite()).nonzero()[0].item()
-        said = responses[at][trajectories.mask.expand(*lead, -1).flatten(end_dim=-2)[at]]
-        words = [world.vocabulary[token] for token in said]
-        raise ValueError(f"the reward of {words} is {rewards[at].item()}")
-    return rewards.unflatten(0, lead)
+    return rewards_of(world, prompts, responses).unflatten(0, lead)

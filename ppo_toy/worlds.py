@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from ppo_toy import reviews
+from ppo_toy.contract import check_vocabulary, known, table_of
+from ppo_toy.contract import prompt_weights as prompt_weights
 from ppo_toy.data import read_ratings
 
 
@@ -81,7 +83,7 @@ class TokenSequence:
         response_length: T >= 1, the most tokens of a response.
         reward: callable from prompts [B, P] and responses [B, T] to rewards [B].
         end_token: the token that ends a response, or None where every response has T tokens.
-        prompts: [n, P] integer tokens; one prompt, the token 0, by default.
+        prompts: [n, P] integer tokens, a tensor or lists; one prompt, the token 0, by default.
 
     Raises:
         ValueError: an argument is out of its range; the message names it. Or the reward has a
@@ -96,16 +98,7 @@ class TokenSequence:
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
-        n_tokens = len(_checked_vocabulary(self.vocabulary, len(self.vocabulary)))
-        if self.response_length < 1:
-            raise ValueError(f"response_length is {self.response_length}; it must be 1 or more")
-        if self.end_token is not None and not 0 <= self.end_token < n_tokens:
-            raise ValueError(f"end_token is {self.end_token}; the tokens are 0 to {n_tokens - 1}")
-        if self.prompts.dim() != 2 or not len(self.prompts) or self.prompts.dtype != torch.long:
-            raise ValueError(
-                f"prompts has shape {tuple(self.prompts.shape)} and type {self.prompts.dtype}; "
-                "it must be [n, P] of torch.long"
-            )
+        object.__setattr__(self, "prompts", known(self).prompts)
         _check_reads(self.reward, self)
 
     @classmethod
@@ -183,26 +176,9 @@ class ToyReviews:
 
     def __post_init__(self) -> None:
         """Checks the prompts and that a reward model reads these words."""
-        if self.prompts.dim() != 2 or not len(self.prompts):
-            raise ValueError(f"prompts has shape {tuple(self.prompts.shape)}; it must be [n, 2]")
+        object.__setattr__(self, "prompts", table_of(self.prompts))
         reviews.noun_of(self.prompts)
         _check_reads(self.reward, self)
-
-
-def prompt_weights(world: Any) -> Tensor:
-    """Probability of each prompt, [n], double precision: uniform unless the world says otherwise.
-
-    Raises:
-        ValueError: the world's weights are negative, do not sum to 1, or are not one a prompt.
-    """
-    n = len(world.prompts)
-    weights = getattr(world, "prompt_weights", None)
-    if weights is None:
-        return torch.full((n,), 1 / n, dtype=torch.float64)
-    weights = torch.as_tensor(weights, dtype=torch.float64)
-    if weights.shape != (n,) or not (weights >= 0).all() or abs(weights.sum().item() - 1) > 1e-6:
-        raise ValueError(f"prompt_weights is {weights.tolist()}; it must be {n} that sum to 1")
-    return weights
 
 
 def _bracket_reward(prompts: Tensor, responses: Tensor) -> Tensor:
@@ -241,8 +217,5 @@ def _checked_vocabulary(vocabulary: Sequence[str], n_tokens: int) -> list[str]:
     if len(vocabulary) == 0:
         letters = [chr(ord("a") + token) for token in range(n_tokens)]
         vocabulary = letters if n_tokens <= 26 else [str(token) for token in range(n_tokens)]
-    if len(vocabulary) != n_tokens or len(set(vocabulary)) != n_tokens or n_tokens < 2:
-        raise ValueError(
-            f"vocabulary is {list(vocabulary)}; it must be {max(n_tokens, 2)} distinct strings"
-        )
+    check_vocabulary(vocabulary, max(n_tokens, 2))
     return list(vocabulary)

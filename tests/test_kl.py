@@ -182,12 +182,12 @@ def test_k3_keeps_its_digits_where_p_and_q_are_close():
 
 @pytest.mark.parametrize("shape", [(1, 3), (3,), (2, 4)])
 def test_two_shapes_that_differ_are_an_error(shape):
-    with pytest.raises(ValueError, match=r"logits_p has shape \(2, 3\), logits_q \(.*\)") as error:
+    with pytest.raises(ValueError, match=r"^logits_p \[2, 3\], logits_q \[.*\] do not") as error:
         kl_divergence(torch.zeros(2, 3), torch.zeros(shape))
-    assert str(shape) in str(error.value)
-    with pytest.raises(ValueError, match=r"log_p has shape \(2, 3\), log_q \(.*\)") as error:
+    assert str(list(shape)) in str(error.value)
+    with pytest.raises(ValueError, match=r"^log_p \[2, 3\], log_q \[.*\] do not") as error:
         kl_estimate(torch.zeros(2, 3), torch.zeros(shape), "k1")
-    assert str(shape) in str(error.value)
+    assert str(list(shape)) in str(error.value)
 
 
 def test_an_unknown_kind_is_an_error_that_names_it():

@@ -9,10 +9,11 @@ import torch
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_ten_lines_print_what_their_comments_say():
-    code = re.findall(r"```python\n(.*?)```", README, re.S)[0]
+@pytest.mark.parametrize("number", range(2))
+def test_the_examples_print_what_their_comments_say(number):
+    code = re.findall(r"```python\n(.*?)```", README, re.S)[number]
     promised = re.findall(r"^# (.+)$", code, re.M)
-    assert len(promised) == 2
+    assert promised
     printed = io.StringIO()
     torch.set_default_dtype(torch.float32)  # as a reader has it
     with contextlib.redirect_stdout(printed):

@@ -2,6 +2,8 @@ import copy
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -101,7 +103,7 @@ def test_the_loss_is_minus_the_log_of_what_the_choices_were_likely():
 
 
 def test_a_column_of_rewards_is_not_paired_with_a_row():
-    with pytest.raises(ValueError, match=r"^chosen is \[3\], rejected \[3, 1\]$"):
+    with pytest.raises(ValueError, match=r"^chosen \[3\], rejected \[3, 1\] do not fit"):
         bradley_terry_loss(torch.zeros(3), torch.zeros(3, 1))
 
 
@@ -170,8 +172,8 @@ def test_the_mean_that_normalising_takes_away_is_the_weighted_one():
     model = lively_model(0)
     model.offset.zero_()
     model.trunk.values = lambda prompts, responses: 4.0 * responses[:, :1].expand(-1, 4)
-    weights = torch.tensor([0.25, 0.75], requires_grad=True)
-    batch = Trajectories(PROMPTS[:2], torch.tensor([[1, 2, 2], [2, 2, 2]]), None, weights)
+    weights, mask = torch.tensor([0.25, 0.75], requires_grad=True), torch.ones(2, 3).bool()
+    batch = Trajectories(PROMPTS[:2], torch.tensor([[1, 2, 2], [2, 2, 2]]), mask, weights)
     assert normalize(model, batch) == 7
     assert model.offset.item() == 7
     assert model(batch.prompts, batch.responses).tolist() == [-3, 1]
@@ -743,10 +745,41 @@ def test_a_reward_that_is_not_finite_is_not_tabulated():
     def broken(prompts, responses):
         return torch.where((responses == torch.tensor([1, 3, 0])).all(dim=1), math.nan, 0.0)
 
-    with pytest.raises(ValueError, match=r"the reward at \[0, 1, 3, 0\] is nan"):
+    with pytest.raises(ValueError, match=r"the reward of \['b', 'c', 'a'\] is nan"):
         tabulated(small_world(reward=broken))
 
 
-def test_a_world_that_is_its_own_table_is_not_tabulated():
-    with pytest.raises(TypeError, match="reward"):
-        tabulated(TokenBandit(torch.zeros(1, 2)))
+def test_a_world_of_any_class_is_tabulated():
+    class Fixed(NamedTuple):  # cannot be changed, nor can a copy of it
+        prompts: torch.Tensor = PROMPTS
+        vocabulary: tuple = ("a", "b", "c")
+        response_length: int = 2
+        end_token: int | None = 1
+
+        def reward(self, prompts, responses):
+            return prompts[:, 0] + 10 * responses[:, 0]
+
+    class Plain:
+        prompts, vocabulary = PROMPTS.tolist(), ["a", "b", "c"]
+        response_length, end_token, prompt_weights = 2, 1, [0.5, 0.25, 0.25]
+        reward = Fixed.reward
+
+    bandit = TokenBandit(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    for world in (
+        Fixed(),
+        Plain(),
+        bandit,
+        SimpleNamespace(**Fixed()._asdict(), reward=Plain().reward),
+    ):
+        table = tabulated(world)
+        batch = enumerate_all(TabularPolicy(world), world)
+        assert_close(score(table, batch), score(world, batch).double())
+        assert type(table) is type(world) or isinstance(world, Fixed)
+        assert torch.equal(enumerate_all(TabularPolicy(table), table).weights, batch.weights)
+    assert Plain().reward(PROMPTS, PROMPTS).tolist() == Fixed().reward(PROMPTS, PROMPTS).tolist()
+
+
+def test_a_reward_that_is_true_or_false_is_tabulated_as_1_or_0():
+    world = small_world(reward=lambda prompts, responses: responses[:, 0] == 1)
+    batch = enumerate_all(TabularPolicy(world), world)
+    assert set(score(tabulated(world), batch).tolist()) == {0.0, 1.0}

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from ppo_toy import exact
 from ppo_toy.policies import TabularPolicy
-from ppo_toy.training import History, train
+from ppo_toy.proximal import Surrogate
+from ppo_toy.training import History, Schedule, train
 from ppo_toy.trajectories import sample
 from ppo_toy.worlds import TokenBandit, TokenSequence
 
@@ -29,6 +30,15 @@ def copy_of(policy: TabularPolicy, world) -> TabularPolicy:
     return TabularPolicy(world, policy.logits)
 
 
+def grouped(settings: dict) -> dict:
+    """The settings with those that two records hold put into them."""
+    groups = {"surrogate": Surrogate, "schedule": Schedule}
+    for name, record in groups.items():
+        own = [field.name for field in fields(record) if field.name in settings]
+        settings = settings | {name: record(**{key: settings.pop(key) for key in own})}
+    return settings
+
+
 def run(policy, reference, world, **changes) -> History:
     settings = {
         "beta": 0.5,
@@ -37,7 +47,7 @@ def run(policy, reference, world, **changes) -> History:
         "learning_rate": 0.1,
         "generator": generator(0),
     }
-    return train(policy, reference, world, **settings | changes)
+    return train(policy, reference, world, **grouped(settings | changes))
 
 
 def assert_same_history(one: History, other: History) -> None:
@@ -422,7 +432,7 @@ def test_an_interrupt_returns_the_steps_completed(place, interrupted_at, capsys)
         reference,
         stopping,
         steps=5,
-        on_step=interrupt if place == "on_step" else None,
+        on_step=interrupt if place == "on_step" else lambda step, policy: None,
     )
     said = capsys.readouterr().out
     assert said == f"interrupted: the history holds {interrupted_at} of 5 steps\n"
@@ -720,7 +730,7 @@ def test_an_interrupt_before_the_first_step_leaves_an_empty_history_of_the_same_
 
     history = train(
         reference.repeat(3), reference, world, beta=0.5, steps=5, batch_size=4,
-        learning_rate=0.1, generator=generator(0), on_step=stop,
+        learning_rate=0.1, generator=generator(0), schedule=Schedule(on_step=stop),
     )  # fmt: skip
     assert history.kl.shape == (0, 3)
     assert history.kl.dtype == torch.float64
@@ -743,7 +753,7 @@ def test_a_setting_that_cannot_work_is_named(setting, message):
     policy, reference = random_policies(world, 1)
     settings = {"beta": 0.5, "learning_rate": 0.1} | setting
     with pytest.raises(ValueError, match=message):
-        train(policy, reference, world, steps=5, batch_size=4, generator=generator(0), **settings)
+        run(policy, reference, world, steps=5, batch_size=4, **settings)
 
 
 def test_a_reference_with_runs_of_its_own_is_refused():

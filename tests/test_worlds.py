@@ -316,11 +316,13 @@ def test_the_first_and_the_last_token_may_end_a_response(end_token):
     [
         (torch.zeros(3, dtype=torch.long), r"\(3,\) and type torch.int64"),
         (torch.zeros(3, 1, dtype=torch.float64), r"\(3, 1\) and type torch.float64"),
-        (torch.zeros(3, 1, dtype=torch.int32), r"\(3, 1\) and type torch.int32"),
+        (torch.zeros(3, 1, dtype=torch.bool), r"\(3, 1\) and type torch.bool"),
+        ([0, 1], r"\(2,\) and type torch.int64"),
+        ([[0.5], [1.5]], r"\(2, 1\) and type torch.float"),
     ],
-    ids=["one axis", "floats", "short integers"],
+    ids=["one axis", "floats", "truths", "a flat list", "a list of floats"],
 )
-def test_prompts_are_a_table_of_long_integers(prompts, shown):
+def test_prompts_are_a_table_of_integers(prompts, shown):
     with pytest.raises(ValueError, match=f"prompts has shape {shown}"):
         TokenSequence(["a", "b"], 2, no_reward, prompts=prompts)
 

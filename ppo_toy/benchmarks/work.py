@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppo_toy.gpt import GPTConfig, TinyGPT
 from ppo_toy.policies import freeze
+from ppo_toy.proximal import Surrogate
 from ppo_toy.rewards import RewardModel
 from ppo_toy.training import train
 from ppo_toy.worlds import TokenSequence
@@ -50,5 +51,7 @@ def iterate(world: TokenSequence, steps: int) -> None:
         batch_size=BATCH,
         epochs=EPOCHS,
         generator=torch.Generator().manual_seed(2),
-        **SETTINGS,
+        beta=SETTINGS["beta"],
+        learning_rate=SETTINGS["learning_rate"],
+        surrogate=Surrogate(clip=SETTINGS["clip"]),
     )
