@@ -3,19 +3,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import ppo_toy
-from ppo_toy.classroom import exercise as exercise_module
-from ppo_toy.classroom.check import HIDDEN, SEED, Case, CheckFailed, check, outcome, transcript
+from ppo_toy.classroom import check as check_module
+from ppo_toy.classroom.check import HIDDEN, SEED, Case, CheckFailed, check, transcript
 from ppo_toy.classroom.exercise import Exercise, find
+from ppo_toy.classroom.inputs import normal
 
 CLASSROOM = Path(ppo_toy.__file__).parent / "classroom"
 
 
-def draw(generator):
+def draw(generator, k):
     a, b = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     return {"a": a, "b": b}
 
@@ -35,7 +36,7 @@ def fault(answer, of=PRODUCT):
 
 @pytest.fixture
 def product(monkeypatch):
-    monkeypatch.setattr(exercise_module, "lesson_of", lambda name: {"01-product": PRODUCT})
+    monkeypatch.setattr(check_module, "lesson_of", lambda name: {"01-product": PRODUCT})
 
 
 @pytest.mark.usefixtures("product")
@@ -47,9 +48,43 @@ def test_a_right_answer_gets_one_line(capsys):
 
 @pytest.mark.usefixtures("product")
 def test_a_wrong_answer_raises_one_line_that_names_the_mistake():
-    with pytest.raises(CheckFailed, match="^01-product: b is squared$") as caught:
+    with pytest.raises(CheckFailed, match="^01-product: b is squared\n") as caught:
         check("01-product", lambda a, b: a * b**2)
-    assert caught.value._render_traceback_() == ["not yet  01-product: b is squared"]
+    (shown,) = caught.value._render_traceback_()
+    assert shown.startswith("not yet  01-product: b is squared\ncase 1, returned at [0]: expected ")
+    assert all(len(line) <= 90 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("answer", [lambda a, b: a * b * b, lambda a, b: 3 * a * b])
+def test_what_is_expected_what_came_and_the_inputs_can_be_tried_by_hand(answer):
+    case = PRODUCT.cases(0)[0]
+    a, b = case.arguments["a"], case.arguments["b"]
+    _, number, called, *inputs = fault(answer).splitlines()
+    due, came = (a * b)[0].item(), answer(a, b)[0].item()
+    assert number == f"case 1, returned at [0]: expected {due:.4f}, yours {came:.4f}"
+    assert called == "case 1 was called with"
+    scope = {}
+    exec("\n".join(line.strip() for line in inputs), scope)
+    torch.testing.assert_close(torch.tensor(scope["a"]), a, atol=1e-7, rtol=1e-7)  # as printed
+    torch.testing.assert_close(torch.tensor(scope["b"]), b, atol=1e-7, rtol=1e-7)
+
+
+def test_only_the_first_number_that_differs_is_shown_with_its_place():
+    exercise = Exercise(
+        name="00-table",
+        draw=lambda generator, k: {"x": normal(2, 3, generator=generator), "n": k},
+        route=lambda x, n: (n, x),
+    )
+    cases = exercise.cases(0)
+    at = torch.tensor([[0, 0, 0], [0, 0, 1]])
+    told = exercise.fault(lambda x, n: (n, x + at * (n == 2)), cases).splitlines()
+    x = cases[2].arguments["x"][1, 2].item()
+    assert told[:2] == [
+        "the value is not right",
+        f"case 3, returned 2 of 2 at [1, 2]: expected {x:.4f}, yours {x + 1:.4f}",
+    ]
+    assert told[2] == "case 3 was called with"
+    assert told[-1] == "  n = 2"
 
 
 @pytest.mark.usefixtures("product")
@@ -97,7 +132,11 @@ def test_an_unknown_exercise_is_named():
         (lambda a, b: (a * b, a), "the shape is not right"),
         (lambda a, b: (), "the shape is not right"),
         (lambda a, b: a + b, "the value is not right"),
-        (lambda a, b: float("nan") * a, "the value is not right"),
+        (lambda a, b: float("nan") * a, "the value is not right: nan comes of"),
+        (lambda a, b: a / 0, "the value is not right: ∞ comes of"),
+        (lambda a, b: -a * b, "the value is not right: its sign is"),
+        (lambda a, b: (a * b).abs(), "the value is not right: it can be negative; take no abs"),
+        (lambda a, b: (a * b).relu(), "it can be negative; do not cut it off at 0"),
         (lambda a, b: (a * b).detach(), "but no gradient reaches a"),
         (lambda a, b: a * b.detach(), "but no gradient reaches b"),
         (lambda a, b: a * b + (b - b.detach()), "the gradient is not right"),
@@ -114,10 +153,45 @@ def test_an_unwritten_answer_says_so():
     assert fault(answer) == "this is not written yet"
 
 
-def test_an_answer_that_writes_to_its_arguments_spoils_nothing():
-    case = Case({"x": torch.ones(3)})
-    assert transcript(lambda x: x.add_(1), [case]) == transcript(lambda x: x.add_(1), [case])
-    assert case.arguments["x"].tolist() == [1, 1, 1]
+def test_an_answer_that_writes_to_its_arguments_is_told_which_and_spoils_nothing():
+    case = Case({"x": torch.ones(3), "y": torch.ones(3)}, ("y",))
+    for k, name in enumerate("xy"):
+        for write in (lambda x: x.add_(1), lambda x: x.detach().zero_(), lambda x: x.data.mul_(2)):
+            with pytest.raises(CheckFailed, match=f"it changes its argument {name} in place"):
+                transcript(lambda *a, k=k, f=write: f(a[k]), [case])
+    assert case.arguments["x"].tolist() == case.arguments["y"].tolist() == [1, 1, 1]
+    assert not case.arguments["y"].requires_grad
+
+
+def test_where_a_vector_or_a_pair_is_due_lists_arrays_and_stacked_tensors_are_read_as_such():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    vector, pair = Case({}, shapes=((2,),)), Case({}, shapes=((2,), (2,)))
+    for returned in (
+        x,
+        [1, 2],
+        (x[0], x[1]),
+        np.array([1, 2]),
+        [x[0], 2.0],
+        [np.float32(1), 2],
+        (x,),
+    ):
+        assert transcript(lambda y=returned: y, [vector]) == transcript(lambda: x, [vector])
+    both = torch.stack([x, 2 * x])
+    for returned in (both, both.tolist(), both.detach().numpy(), [x, [2, 4]], ((1, 2), 2 * x)):
+        assert transcript(lambda y=returned: y, [pair]) == transcript(lambda: (x, 2 * x), [pair])
+    three = Case({}, shapes=((), (), ()))
+    for returned in (torch.arange(3), np.arange(3), [0, 1, 2], (torch.tensor(0), 1, 2.0)):
+        assert len(transcript(lambda y=returned: y, [three])) == 3
+    for returned in ({1.0, 2.0}, {"a": 1, "b": 2}, "ab"):
+        with pytest.raises(CheckFailed, match="numbers are wanted"):
+            transcript(lambda y=returned: y, [pair])
+
+
+def test_what_is_stacked_by_the_check_keeps_its_gradient():
+    case = Case({"x": torch.ones(2)}, ("x",), ((2,),))
+    assert transcript(lambda x: [x[0], 3 * x[1]], [case]) == transcript(
+        lambda x: x * torch.tensor([1, 3]), [case]
+    )
 
 
 def test_numbers_arrays_booleans_and_lists_of_them_are_shown():
@@ -126,16 +200,8 @@ def test_numbers_arrays_booleans_and_lists_of_them_are_shown():
     assert shown == ["1.0000", "0.5000", "1.0000", "1.0000", "0.0000"]
 
 
-def test_a_module_stands_for_its_parameters():
-    layer = nn.Linear(2, 1).double()
-    case = Case({"layer": layer, "x": torch.ones(3, 2).double()}, ("layer",))
-    found = outcome(lambda layer, x: layer(x), case)
-    assert [what for what, _ in found] == ["returned", "gradient of layer", "gradient of layer"]
-    assert all(parameter.grad is None for parameter in layer.parameters())
-
-
 def test_cases_keep_clear_of_rounding_boundaries():
-    near = Exercise("01-near", lambda g: {"x": 0.12345}, lambda x: x)
+    near = Exercise("01-near", lambda g, k: {"x": 0.12345}, lambda x: x)
     with pytest.raises(ValueError, match="01-near: .* let the answer return fewer"):
         near.cases(0)
 
@@ -172,6 +238,12 @@ def test_no_module_of_the_classroom_is_longer_than_250_lines():
         assert ast.get_docstring(ast.parse(text)), path.name
 
 
+def test_the_exercise_knows_the_check_and_not_the_other_way_round():
+    text = (CLASSROOM / "check.py").read_text(encoding="utf-8")
+    imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert not [n for n in imports if "ppo_toy" in ast.unparse(n)]
+
+
 def test_nothing_below_imports_the_classroom():
     for path in CLASSROOM.parent.glob("*.py"):
         assert "classroom" not in path.read_text(encoding="utf-8"), path.name
@@ -184,3 +256,43 @@ def test_a_learner_sees_pass_and_fail_for_each_check_with_nbval_alone():
     answer = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert "4 failed, 6 passed" in answer.stdout
     assert "not yet  01-brake: this is not written yet" in answer.stdout
+
+
+SLIPS = {
+    "a name": ("return beta * kl.sum(-1)", "NameError: name 'kl' is not defined"),
+    "a shape": ("return beta * (logits @ ref_logits)", "RuntimeError: Expected size"),
+    "a helper": ("return helper(logits)", "ZeroDivisionError: division by zero"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_in_an_answer_shows_the_learners_own_lines_and_little_else(slip):
+    line, error = SLIPS[slip]
+    answer = (
+        f"def brake(logits, ref_logits, beta):\n    {line}\ndef helper(x):\n    return x * (1 / 0)"
+    )
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance(colors='nocolor')\n"
+        f"shell.run_cell({answer!r})\n"
+        "shell.run_cell('from ppo_toy.classroom.check import check')\n"
+        "shell.run_cell('check(\"01-brake\", brake)')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown = told.stdout.splitlines()
+    assert any(line in text for text in shown)
+    assert ("return x * (1 / 0)" in told.stdout) == (slip == "a helper")
+    assert shown[-1].startswith(error)
+    assert len(shown) <= 20
+    assert "ppo_toy/classroom" not in told.stdout
+
+
+def test_what_a_learner_is_shown_is_never_wider_than_90_columns():
+    for name in ("06-anchors", "07-attention", "02-two-penalties"):
+        exercise = find(name)
+        for answer in (lambda *a: 0.5, lambda x, *a: 2 * x, next(iter(exercise.mistakes.values()))):
+            with pytest.raises(CheckFailed) as caught:
+                check(name, answer)
+            shown = "".join(caught.value._render_traceback_())
+            assert max(map(len, shown.splitlines())) <= 90
+            assert "case 1 was called with\n  " in shown

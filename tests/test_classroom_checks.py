@@ -10,7 +10,7 @@ from test_classroom_answers import RIGHT, WRONG
 from ppo_toy.classroom import checks
 from ppo_toy.classroom.check import transcript
 from ppo_toy.classroom.exercise import Exercise, find, lesson_of
-from ppo_toy.classroom.inputs import normal, random_mask, uniform
+from ppo_toy.classroom.inputs import normal, random_mask, sizes, uniform
 
 LESSONS = [module.name.removeprefix("lesson_") for module in pkgutil.iter_modules(checks.__path__)]
 EXERCISES = [exercise for lesson in LESSONS for exercise in lesson_of(f"{lesson}-").values()]
@@ -82,8 +82,13 @@ def test_the_same_seed_gives_the_same_cases_and_another_seed_others(exercise):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_its_mistakes_are_mistakes_that_the_cases_tell_apart(exercise, seed):
     cases = exercise.cases(seed)
+    told = {tuple(transcript(exercise.route, cases)): None}
     for message, mistake in exercise.mistakes.items():
-        assert exercise.fault(mistake, cases) == message
+        held = exercise.held(mistake, cases[0])
+        lines = tuple(transcript(held, cases))
+        assert lines not in told, f"{message!r} looks like {told[lines]!r}"
+        told[lines] = message
+    assert exercise.fault(held, cases).splitlines()[0] == message
 
 
 @every_exercise
@@ -96,6 +101,19 @@ def test_axes_that_stand_for_different_things_have_different_sizes(exercise):
             for axis, size in zip(axes, tensor.shape, strict=True):
                 assert sizes.setdefault(axis, size) == size
         assert len(set(sizes.values())) == len(sizes)
+
+
+@every_exercise
+def test_every_axis_has_another_size_in_another_case(exercise):
+    """Or an answer that knows a size by heart could pass."""
+    seen = {}
+    for case in exercise.cases(0):
+        tensors = [x for x in case.arguments.values() if isinstance(x, torch.Tensor)]
+        for axes, tensor in zip(AXES[exercise.name].split(), tensors, strict=True):
+            for axis, size in zip(axes, tensor.shape, strict=True):
+                seen.setdefault(axis, set()).add(size)
+    fixed = {"C"} if exercise.name == "11-dpo" else set()
+    assert {axis for axis, sizes in seen.items() if len(sizes) == 1} == fixed
 
 
 @every_exercise
@@ -135,39 +153,42 @@ def test_single_precision_is_precise_enough(exercise):
 @pytest.mark.parametrize(
     ("answer", "verdict"),
     [
-        (lambda x: x.sum(), "it should return 2 things (number, array [3]); it returned 1 number"),
-        (lambda x: x, "it should return 2 things (number, array [3]); it returned 1 array [3]"),
-        (lambda x: (), "it should return 2 things (number, array [3]); it returned nothing"),
-        (lambda x: list(x), "it should return 2 things (number, array [3]); it returned 3 numbers"),
-        (lambda x: (x.sum(), x[:2]), "it returned 2 things (number, array [2])"),
-        (lambda x: (x.sum(), x, x.sum()), "it returned 3 things (number, array [3], number)"),
+        (lambda x: x.sum(), "expected 2 things (number, array [3]), yours 1 number"),
+        (lambda x: x, "expected 2 things (number, array [3]), yours 1 array [3]"),
+        (lambda x: (), "expected 2 things (number, array [3]), yours nothing"),
+        (lambda x: list(x), "expected 2 things (number, array [3]), yours 3 numbers"),
+        (lambda x: (x.sum(), x[:2]), "yours 2 things (number, array [2])"),
+        (lambda x: (x.sum(), x, x.sum()), "yours 3 things (number, array [3], number)"),
     ],
 )
 @pytest.mark.parametrize("differentiate", [(), ("x",)])
 def test_too_few_and_too_many_things_are_counted(answer, verdict, differentiate):
     exercise = Exercise(
         name="00-sum",
-        draw=lambda generator: {"x": normal(3, generator=generator)},
+        draw=lambda generator, k: {"x": normal(3, generator=generator)},
         route=lambda x: (x.sum(), x),
         differentiate=differentiate,
     )
     fault = exercise.fault(answer, exercise.cases(seed=0))
-    assert fault.startswith("the shape is not right: it should return")
-    assert fault.endswith(verdict)
+    assert fault.startswith("the shape is not right: expected")
+    assert fault.splitlines()[0].endswith(verdict)
 
 
 def test_one_number_is_told_from_several():
     exercise = Exercise(
         name="00-two",
-        draw=lambda generator: {"x": uniform(1, 2, generator)},
+        draw=lambda generator, k: {"x": uniform(1, 2, generator)},
         route=lambda x: (x, 2 * x),
     )
     fault = exercise.fault(lambda x: x, exercise.cases(seed=0))
-    assert fault == "the shape is not right: it should return 2 numbers; it returned 1 number"
+    headline, case, shown = fault.splitlines()
+    assert headline == "the shape is not right: expected 2 numbers, yours 1 number"
+    assert case == "case 1 was called with"
+    assert shown.startswith("  x = 1.")
 
 
 def test_a_random_mask_has_one_row_of_each_length():
-    masks = [random_mask(4, 2, 3, generator=torch.Generator().manual_seed(k)) for k in range(9)]
+    masks = [random_mask(3, 4, torch.Generator().manual_seed(k)) for k in range(9)]
     for mask in masks:
         assert mask.shape == (3, 4)
         assert sorted(mask.sum(dim=1).tolist()) == [2, 3, 4]
@@ -177,4 +198,13 @@ def test_a_random_mask_has_one_row_of_each_length():
 
 def test_a_uniform_number_lies_between_its_bounds():
     generator = torch.Generator().manual_seed(0)
-    assert all(0.3 <= uniform(0.3, 0.4, generator) < 0.4 for _ in range(100))
+    assert all(0.3 <= uniform(0.3, 0.4, generator) <= 0.4 for _ in range(100))
+
+
+def test_sizes_differ_from_each_other_and_from_those_of_the_next_case():
+    for n in range(1, 5):
+        for k in range(4):
+            here, there = sizes(k, n, low=3), sizes(k + 1, n, low=3)
+            assert len(set(here)) == n
+            assert min(here) >= 3
+            assert all(a != b for a, b in zip(here, there, strict=True))

@@ -2,24 +2,28 @@
 
 For a learner it prints one verdict line or raises `CheckFailed`, which names the mistake. In the
 grader's cage it judges nothing: it prints what the answer returned on cases that the learner has
-never seen, and the comparison happens outside. For that reason this module knows no solutions, and
-imports those that do only when a learner calls it.
+never seen, and the comparison happens outside. For that reason this module knows no solutions; it
+looks a lesson's up by name, only when a learner calls it.
 """
 
 import contextlib
 import copy
+import importlib
+import importlib.util
 import io
 import os
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 SEED = "PPO_TOY_CHECK_SEED"  # environment variable: seed of the random inputs, 0 by default
 HIDDEN = "PPO_TOY_HIDDEN_CASES"  # environment variable: the file of cases; set in the cage only
 DECIMALS = 4
+WIDTH = 90  # of the longest line that a learner is shown
 
 
 class CheckFailed(AssertionError):
@@ -36,11 +40,13 @@ class Case:
 
     Attributes:
         arguments: by name, in the order in which they are passed; tensors in double precision.
-        differentiate: names of the arguments for which the gradient is looked at.
+        differentiate: names of the tensors for which the gradient is looked at.
+        shapes: of the things that are to be returned, () for a number; None if all are welcome.
     """
 
     arguments: dict[str, Any]
     differentiate: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] | None = None
 
 
 def check(name: str, answer: Callable[..., Any]) -> None:
@@ -54,6 +60,7 @@ def check(name: str, answer: Callable[..., Any]) -> None:
         CheckFailed: it is wrong; the message names the likely mistake.
         ValueError: there is no such exercise, or the seed in the environment is no number.
     """
+    __tracebackhide__ = True  # here and below: a slip in an answer shows the learner's own lines
     if HIDDEN in os.environ:
         cases = torch.load(os.environ[HIDDEN], weights_only=False)[name]
         noise = io.StringIO()  # what an answer prints, or is warned of, is no error
@@ -61,25 +68,49 @@ def check(name: str, answer: Callable[..., Any]) -> None:
             lines = transcript(answer, cases)
         print("\n".join(lines))
         return
-    from ppo_toy.classroom.exercise import find  # knows the solutions
-
     exercise = find(name)
     seed = os.environ.get(SEED, "0")
     if not seed.isdecimal():
         raise ValueError(f"{SEED} is {seed!r}; it must be a whole number, 0 or more")
     fault = exercise.fault(answer, exercise.cases(int(seed)))
     if fault:
-        raise CheckFailed(f"{name}: {fault}")
-    what = "values and gradients" if exercise.differentiate else "values"
+        headline, *details = f"{name}: {fault}".split("\n")
+        headline = textwrap.fill(headline, WIDTH - len("not yet  "))
+        raise CheckFailed("\n".join([headline, *details]))
+    what = "values and gradients" if exercise.looked_at else "values"
     print(f"ok  {name}: {what} are right on {exercise.n_cases} random cases")
+
+
+def find(name: str) -> Any:
+    """Returns an exercise.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    lesson = lesson_of(name)
+    if name not in lesson:
+        known = ", ".join(sorted(lesson)) or "none in this lesson"
+        raise ValueError(f"there is no exercise {name!r}; known: {known}")
+    return lesson[name]
+
+
+def lesson_of(name: str) -> dict[str, Any]:
+    """The exercises of the lesson whose number stands before the first dash of a name."""
+    number = name.split("-")[0]
+    module = f"ppo_toy.classroom.checks.lesson_{number}"
+    if not number.isalnum() or not importlib.util.find_spec(module):
+        return {}
+    exercises = importlib.import_module(module).EXERCISES
+    return {exercise.name: exercise for exercise in exercises}
 
 
 def transcript(answer: Callable[..., Any], cases: Iterable[Case]) -> list[str]:
     """What an answer returns and what its gradients are, to four decimals, in lines of text.
 
     Raises:
-        CheckFailed: it returned something that holds no numbers.
+        CheckFailed: it returned something that holds no numbers, or changed an argument.
     """
+    __tracebackhide__ = True
     lines = []
     for k, case in enumerate(cases, start=1):
         for what, numbers in outcome(answer, case):
@@ -95,36 +126,52 @@ def outcome(answer: Callable[..., Any], case: Case) -> list[tuple[str, Tensor]]:
 
     Where it returned several things, each says which it is: "returned 2 of 3". The gradient is
     that of a weighted sum of all returned numbers. Where nothing flows, it is 0.
-    The answer gets copies, so that nothing is lost if it writes to its arguments.
+
+    Raises:
+        CheckFailed: it returned something that holds no numbers, or changed an argument.
     """
-    arguments = copy.deepcopy(case.arguments)
-    leaves = {name: _leaves(arguments[name]) for name in case.differentiate}
-    for leaf in sum(leaves.values(), []):
-        leaf.requires_grad_()
-    returned = _tensors(answer(*arguments.values()))
-    n = len(returned)
+    __tracebackhide__ = True
+    given = copy.deepcopy(case.arguments)
+    leaves = {name: given[name].requires_grad_() for name in case.differentiate}
+    # A clone may be written to, so that this can be found out and named.
+    given |= {name: leaf.clone() for name, leaf in leaves.items()}
+    returned = answer(*given.values())
+    for name, before in case.arguments.items():
+        same = torch.equal if isinstance(before, Tensor) else lambda x, y: x == y
+        if not same(before, given[name]):
+            raise CheckFailed(f"it changes its argument {name} in place: make a new tensor instead")
+    things = _things(returned, case.shapes)
+    n = len(things)
     found = [
         (f"returned {k} of {n}" if n > 1 else "returned", numbers.detach())
-        for k, numbers in enumerate(returned, start=1)
+        for k, numbers in enumerate(things, start=1)
     ]
-    flows = [(numbers * _weights(numbers)).sum() for numbers in returned if numbers.requires_grad]
-    for name, of_argument in leaves.items():
-        if flows:
-            gradients = torch.autograd.grad(
-                sum(flows),
-                of_argument,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
+    flows = sum((x * _weights(x)).sum() for x in things if x.requires_grad)
+    for name, leaf in leaves.items():
+        gradient = torch.zeros_like(leaf)
+        if isinstance(flows, Tensor):
+            (gradient,) = torch.autograd.grad(
+                flows, leaf, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-        else:
-            gradients = [torch.zeros_like(leaf) for leaf in of_argument]
-        found += [(f"gradient of {name}", gradient.detach()) for gradient in gradients]
+        found.append((f"gradient of {name}", gradient))
     return found
 
 
-def _leaves(argument: Tensor | nn.Module) -> list[Tensor]:
-    return list(argument.parameters()) if isinstance(argument, nn.Module) else [argument]
+def _things(returned: Any, shapes: tuple[tuple[int, ...], ...] | None) -> list[Tensor]:
+    """What an answer returned: the things that are due, if it can be read so."""
+    several = shapes is not None and len(shapes) > 1
+    if not several or isinstance(returned, tuple | list) or hasattr(returned, "shape"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            things = [_tensor(part) for part in (returned if several else [returned])]
+            if tuple(tuple(thing.shape) for thing in things) == shapes:
+                return things
+    return _tensors(returned)
+
+
+def _tensor(returned: Any) -> Tensor:
+    if isinstance(returned, tuple | list):
+        return torch.stack([_tensor(part) for part in returned])
+    return torch.as_tensor(returned).double()
 
 
 def _tensors(returned: Any) -> list[Tensor]:
@@ -134,7 +181,7 @@ def _tensors(returned: Any) -> list[Tensor]:
     if returned is None:
         raise CheckFailed("it returned None; is the `return` missing?")
     try:
-        return [torch.as_tensor(returned).double()]
+        return [_tensor(returned)]
     except (TypeError, ValueError, RuntimeError):
         kind = type(returned).__name__
         raise CheckFailed(f"it returned a {kind}; numbers are wanted") from None

@@ -35,6 +35,12 @@ def brake_by_torch(logits, ref_logits, beta):
     return beta * divergence.sum(dim=(1, 2))
 
 
+def brake_with_a_guard(logits, ref_logits, beta):
+    p, q = torch.softmax(logits, 2), torch.softmax(ref_logits, 2)
+    ratio = torch.where(p > 0, p / q, 1)
+    return [beta * (a * r.log()).sum() for a, r in zip(p, ratio, strict=True)]
+
+
 def brake_that_writes_to_its_arguments(logits, ref_logits, beta):
     ref_logits -= ref_logits.logsumexp(-1, keepdim=True)
     log_p = logits.log_softmax(-1)
@@ -44,7 +50,7 @@ def brake_that_writes_to_its_arguments(logits, ref_logits, beta):
 WRONG_BRAKES = [
     (lambda x, r, b: b * kl(r.softmax(-1), x.softmax(-1)).sum(-1), "arguments are swapped"),
     (lambda x, r, b: kl(x.softmax(-1), r.softmax(-1)).sum(-1), "β is missing"),
-    (lambda x, r, b: -b * kl(x.softmax(-1), r.softmax(-1)).sum(-1), "sign is wrong"),
+    (lambda x, r, b: -b * kl(x.softmax(-1), r.softmax(-1)).sum(-1), "KL's sign is wrong"),
     (lambda x, r, b: b * kl(x.softmax(-1), r.softmax(-1)).mean(-1), "steps are averaged"),
     (lambda x, r, b: b * kl(x.softmax(-1), r.softmax(-1)).mean(), "shape is not right"),
     (lambda x, r, b: b * kl(x.softmax(-1), r.softmax(-1)), "step axis is still there"),
@@ -56,19 +62,25 @@ WRONG_BRAKES = [
     ),
     (
         lambda x, r, b: b * kl(x.softmax(-1), r.softmax(-1)).sum(-1).detach(),
-        "no gradient is left",
+        "the KL has no gradient: ",
     ),
     (
         lambda x, r, b: (
             b * (x.softmax(-1).detach() * (x.log_softmax(-1) - r.log_softmax(-1))).sum((1, 2))
         ),
-        "no gradient is left",
+        "the KL has no gradient: ",
     ),
     (
         lambda x, r, b: b * (x.softmax(-1) * (x - r)).sum((1, 2)),
         "logits are not log-probabilities",
     ),
-    (lambda x, r, b: b * kl(x.softmax(1), r.softmax(1)).sum(-1), "the value is not right"),
+    (lambda x, r, b: b * kl(x.softmax(1), r.softmax(1)).sum(-1), "runs over the steps"),
+    (lambda x, r, b: b * kl(x.softmax(0), r.softmax(0)).sum(-1), "runs over the responses"),
+    (lambda x, r, b: b * kl(x.softmax(-1), r.softmax(-1)).mean(-1) * 3, "the value is not right"),
+    (lambda x, r, b: b * kl(x.softmax(-1), r.softmax(-1))[:, :3].sum(-1), "the value is not"),
+    (lambda x, r, b: b * kl(x.softmax(-1), r.softmax(-1)).sum(-1)[:2], "the shape is not right"),
+    (brake_that_writes_to_its_arguments, "changes its argument ref_logits in place"),
+    (lambda x, r, b: b * kl(x.mul_(1).softmax(-1), r.add_(1).softmax(-1)).sum(-1), "ref_logits in"),
     (lambda x, r, b: None, "returned None"),
     (lambda x, r, b: "0.5", "returned a str"),
 ]
@@ -83,6 +95,11 @@ def objective_in_loops(theta, theta_ref, reward, price):
     for v in range(len(p)):
         j = j + p[v] * reward[v] - price * p[v] * torch.log(p[v] / q[v])
     return j
+
+
+def objective_by_xlogy(logits, ref_logits, rewards, beta):
+    p, q = logits.softmax(0), ref_logits.softmax(0)
+    return torch.dot(p, rewards) - beta * (torch.special.xlogy(p, p) - torch.xlogy(p, q)).sum()
 
 
 def objective_in_two_terms(logits, ref_logits, rewards, beta):
@@ -109,7 +126,11 @@ WRONG_OBJECTIVES = [
     (lambda x, q, r, b: objective_in_loops(x, q, r.detach(), b), "no gradient reaches rewards"),
     (lambda x, q, r, b: r.mean() - b * kl(x.softmax(0), q.softmax(0)), "averaged over the words"),
     (lambda x, q, r, b: objective_in_loops(x, q, r, b)[None], "shape is not right"),
-    (lambda x, q, r, b: -objective_in_loops(x, q, r, b), "the value is not right"),
+    (lambda x, q, r, b: -objective_in_loops(x, q, r, b), "its sign is"),
+    (lambda x, q, r, b: objective_in_loops(x, q, r, b).abs(), "take no abs"),
+    (lambda x, q, r, b: objective_in_loops(x, q, r, b).clamp(min=0), "do not cut it off"),
+    (lambda x, q, r, b: objective_in_loops(x, q, r, b) * len(r) / 3, "the value is not right"),
+    (lambda x, q, r, b: objective_in_loops(x, q, r.sub_(r.mean()), b), "rewards in place"),
 ]
 
 
@@ -119,6 +140,12 @@ WRONG_OBJECTIVES = [
 def best_policy_in_loops(p, reward, price):
     mass = [p[v] * math.e ** (reward[v] / price) for v in range(len(p))]
     return torch.stack([m / sum(mass) for m in mass])
+
+
+def best_policy_in_a_list(p_ref, rewards, beta):
+    top = rewards.max().detach()
+    mass = p_ref * torch.exp((rewards - top) / beta)
+    return list(mass / torch.einsum("v->", mass))
 
 
 def best_policy_in_single_precision(p_ref, rewards, beta):
@@ -135,6 +162,10 @@ WRONG_BEST_POLICIES = [
     (lambda p, r, b: ((p.log() + r) / b).softmax(0), "β divides the reference too"),
     (lambda p, r, b: (p.log() + r / b).softmax(0).detach(), "no gradient reaches"),
     (lambda p, r, b: (r == r.max()).double(), "greedy"),
+    (lambda p, r, b: (p.log() + r / b)[:3].softmax(0), "the shape is not right"),
+    (lambda p, r, b: p * (r / b).exp() / (p @ (r / b).exp()) * len(p) / 3, "the value is not"),
+    (lambda p, r, b: (p.log() + r / b).softmax(0).numpy(force=True), "no gradient reaches"),
+    (lambda p, r, b: p.mul_((r / b).exp()) / p.sum(), "p_ref in place"),
     (lambda p, r, b: (p.log() + r / b).log_softmax(0), "the value is not right"),
 ]
 
@@ -148,10 +179,34 @@ def gradient_by_autograd(theta, theta_ref, reward, price):
     return theta.grad
 
 
+def gradient_by_jacobian(theta, theta_ref, reward, price):
+    def j(x):
+        log_p = torch.log_softmax(x, 0)
+        return (log_p.exp() * (reward - price * (log_p - theta_ref.log_softmax(0)))).sum()
+
+    return torch.func.grad(j)(theta).tolist()
+
+
+def gradient_in_plain_python(logits, ref_logits, rewards, beta):
+    log_p, log_q = ((x - x.logsumexp(0)).tolist() for x in (logits, ref_logits))
+    f = [r - beta * (a - b) for r, a, b in zip(rewards.tolist(), log_p, log_q, strict=True)]
+    p = [math.exp(a) for a in log_p]
+    j = sum(a * b for a, b in zip(p, f, strict=True))
+    return tuple(a * (b - j) for a, b in zip(p, f, strict=True))
+
+
+def gradient_with_a_guard(logits, ref_logits, rewards, beta):
+    p, q = logits.softmax(0).numpy(), ref_logits.softmax(0).numpy()
+    f = rewards.numpy() - beta * np.log(np.where(p > 0, p / q, 1))
+    return p * (f - p @ f)
+
+
 def gradient_in_numpy(logits, ref_logits, rewards, beta):
     p, q = (np.exp(x.numpy()) / np.exp(x.numpy()).sum() for x in (logits, ref_logits))
-    f = rewards.numpy() - beta * np.log(p / q)
-    return p * (f - p @ f)
+    with np.errstate(all="ignore"):
+        f = rewards.numpy() - beta * np.log(p / q)
+    with np.errstate(all="ignore"):
+        return p * (f - p @ f)
 
 
 WRONG_GRADIENTS = [
@@ -161,6 +216,11 @@ WRONG_GRADIENTS = [
     (lambda x, q, r, b: gradient_by_autograd(x, q, r, -b), "wrong way"),
     (lambda x, q, r, b: gradient_by_autograd(x, q, r, b) / x.softmax(0), "factor π(v) is missing"),
     (lambda x, q, r, b: gradient_by_autograd(x, q, r, b) / len(x), "the value is not right"),
+    (gradient_by_autograd, "nan comes of 0 · log 0"),
+    (gradient_in_numpy, "nan comes of 0 · log 0"),
+    (lambda *a: gradient_by_jacobian(*a)[:3], "the shape is not right"),
+    (lambda *a: np.abs(gradient_by_jacobian(*a)), "take no abs"),
+    (lambda *a: np.array(gradient_by_jacobian(*a)).clip(min=0), "do not cut it off"),
     (
         lambda x, q, r, b: x.softmax(0) * (r - b * (x.softmax(0) / q.softmax(0)).log()),
         "J is not subtracted",
@@ -173,11 +233,15 @@ RIGHT = {
         brake_in_loops,
         brake_in_single_precision,
         brake_by_torch,
-        brake_that_writes_to_its_arguments,
+        brake_with_a_guard,
     ],
-    "01-objective": [objective_in_loops, objective_in_two_terms],
-    "01-best-policy": [best_policy_in_loops, best_policy_in_single_precision],
-    "01-gradient": [gradient_by_autograd, gradient_in_numpy],
+    "01-objective": [objective_in_loops, objective_in_two_terms, objective_by_xlogy],
+    "01-best-policy": [
+        best_policy_in_loops,
+        best_policy_in_single_precision,
+        best_policy_in_a_list,
+    ],
+    "01-gradient": [gradient_by_jacobian, gradient_in_plain_python, gradient_with_a_guard],
 }
 
 WRONG = {

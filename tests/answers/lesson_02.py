@@ -35,12 +35,28 @@ def penalties_by_torch(logits, ref_logits, old_logits):
     return kl_div(log_ref, log_p, **how).sum(-1), kl_div(log_p, log_old, **how).sum(-1)
 
 
+def penalties_in_a_list_of_lists(theta, theta_ref, theta_old):
+    rows = zip(theta, theta_ref.detach(), theta_old.detach(), strict=True)
+    both = [(kl_of(x, r), kl_of(o, x)) for x, r, o in rows]
+    return [[new for new, _ in both], [old for _, old in both]]
+
+
+def penalties_stacked(logits, ref_logits, old_logits):
+    return torch.stack(penalties_by_torch(logits, ref_logits, old_logits))
+
+
 WRONG_PENALTIES = [
-    (lambda x, r, o: (kl_of(x, r), kl_of(o, x)), "a gradient reaches both"),
-    (lambda x, r, o: (kl_of(x, r.detach()), kl_of(o, x)), "reaches the old policy"),
-    (lambda x, r, o: (kl_of(x, r), kl_of(o.detach(), x)), "reaches the reference"),
-    (lambda x, r, o: (kl_of(r, x), kl_of(o, x)), "kl_ref is swapped, and"),
-    (lambda x, r, o: (kl_of(x, r), kl_of(x, o)), "kl_old is swapped, and"),
+    (lambda x, r, o: (kl_of(x, r), kl_of(o, x)), "reaches ref_logits and old_logits"),
+    (lambda x, r, o: (kl_of(x, r.detach()), kl_of(o, x)), "reaches old_logits: detach"),
+    (lambda x, r, o: (kl_of(x, r), kl_of(o.detach(), x)), "reaches ref_logits: detach"),
+    (
+        lambda x, r, o: (kl_of(r, x), kl_of(o, x)),
+        "kl_ref is swapped: the policy stands first; and detach ref_logits and old_logits",
+    ),
+    (
+        lambda x, r, o: (kl_of(x, r), kl_of(x, o)),
+        "kl_old is swapped: the old one stands first; and detach",
+    ),
     (lambda x, r, o: (kl_of(x, r.detach()), kl_of(x, o.detach())), "the old one stands first"),
     (lambda x, r, o: (kl_of(o.detach(), x), kl_of(x, r.detach())), "wrong order"),
     (lambda x, r, o: (kl_of(x, r).detach(), kl_of(o.detach(), x)), "kl_ref has no gradient"),
@@ -52,7 +68,18 @@ WRONG_PENALTIES = [
         lambda x, r, o: (kl_of(x, r.detach()).detach(), kl_of(o.detach(), x).detach()),
         "no gradient reaches logits",
     ),
-    (lambda x, r, o: (kl_of(x, r.detach()).sum(), kl_of(o.detach(), x).sum()), "the shape"),
+    (lambda x, r, o: (kl_of(x, r.detach()).sum(), kl_of(o.detach(), x).sum()), "one number for"),
+    (
+        lambda x, r, o: (
+            kl(x.softmax(0), r.softmax(0).detach()),
+            kl(o.softmax(0).detach(), x.softmax(0)),
+        ),
+        "over the states",
+    ),
+    (lambda x, r, o: [k[:2] for k in penalties_by_torch(x, r, o)], "the shape is not right"),
+    (lambda x, r, o: torch.stack(penalties_by_torch(x, r, o)).T, "the shape is not right"),
+    (lambda x, r, o: penalties_by_torch(x, r.zero_(), o), "ref_logits in place"),
+    (lambda x, r, o: [k.clamp(max=0.2) for k in penalties_by_torch(x, r, o)], "value is not right"),
     (lambda x, r, o: kl_of(x, r.detach()), "the shape is not right"),
     (lambda x, r, o: print(kl_of(x, r)), "returned None"),
 ]
@@ -74,6 +101,18 @@ def batch_in_loops(theta, theta_ref, counts):
 def batch_by_selection(logits, ref_logits, mask):
     kept = kl_of(logits[mask].float(), ref_logits[mask].float())
     return kept.sum() / mask.shape[0], kept.mean()
+
+
+def batch_stacked(logits, ref_logits, mask):
+    total = torch.einsum("bt,bt->", kl_of(logits, ref_logits), mask.double())
+    return torch.stack([total / logits.size(0), total / mask.sum()])
+
+
+def batch_in_columns(logits, ref_logits, mask):
+    total = 0
+    for x, r, m in zip(logits.unbind(1), ref_logits.unbind(1), mask.T, strict=True):
+        total += torch.where(m, kl_of(x, r), 0.0).sum()
+    return [total / len(mask), total / np.count_nonzero(mask.numpy())]
 
 
 def batch_that_writes_to_its_arguments(logits, ref_logits, mask):
@@ -108,7 +147,7 @@ WRONG_BATCHES = [
     (lambda x, r, m: pair(kl_of(x, r), m)[::-1], "wrong order"),
     (lambda x, r, m: pair(kl_of(r, x), m), "arguments are swapped"),
     (lambda x, r, m: pair((x.log_softmax(-1) - r.log_softmax(-1)).sum(-1), m), "not weighted"),
-    (lambda x, r, m: [k.item() for k in pair(kl_of(x, r), m)], "no gradient is left"),
+    (lambda x, r, m: [k.item() for k in pair(kl_of(x, r), m)], "the KL has no gradient: "),
     (lambda x, r, m: ((m * kl_of(x, r)).sum(1), pair(kl_of(x, r), m)[1]), "one mean over all"),
     (
         lambda x, r, m: ((m * kl_of(x, r)).sum(0).mean(), pair(kl_of(x, r), m)[1]),
@@ -123,6 +162,10 @@ WRONG_BATCHES = [
         "the value is not right",
     ),
     (lambda x, r, m: pair(kl_of(x, r) / math.log(2), m), "the value is not right"),
+    (lambda x, r, m: pair(kl(x.softmax(1), r.softmax(1)), m), "over the steps"),
+    (lambda x, r, m: pair(kl_of(x[:, :3], r[:, :3]), m[:, :3]), "the value is not right"),
+    (lambda x, r, m: [pair(kl_of(x, r), m)[0] * len(m) / 2, pair(kl_of(x, r), m)[1]], "not right"),
+    (batch_that_writes_to_its_arguments, "changes its argument ref_logits in place"),
     (lambda x, r, m: pair(kl_of(x, r), m)[0], "the shape is not right"),
 ]
 
@@ -137,6 +180,11 @@ def dashboard_in_loops(new, ref, counts):
         for k, value in enumerate((-r.log(), r.log() ** 2 / 2, r - 1 - r.log())):
             sums[k] = sums[k] + value
     return [x / counts.sum() for x in sums]
+
+
+def dashboard_stacked(log_p, log_q, mask):
+    d = torch.where(mask, log_q - log_p, 0.0)
+    return torch.stack([-d, d * d / 2, d.expm1() - d]).sum((1, 2)) / mask.sum()
 
 
 def dashboard_in_single_precision(log_p, log_q, mask):
@@ -166,7 +214,7 @@ WRONG_DASHBOARDS = [
     (lambda p, q, m: (-three(p, q, m, p)[0], *three(p, q, m, right_k3(p, q))[1:]), "k1 has the"),
     (
         lambda p, q, m: (p - q)[m].mean() * torch.tensor([1.0, 0, 0]),
-        "the shape is not right",
+        "the value is not right",
     ),
     (
         lambda p, q, m: [x.item() for x in three(p, q, m, right_k3(p, q))],
@@ -174,8 +222,17 @@ WRONG_DASHBOARDS = [
     ),
     (
         lambda p, q, m: [(x * m).sum() / len(m) for x in (p - q, (p - q) ** 2 / 2, right_k3(p, q))],
-        "the value is not right",
+        "divided by B",
     ),
+    (lambda p, q, m: [k.abs() for k in three(p, q, m, right_k3(p, q))], "take no abs"),
+    (lambda p, q, m: [k.clamp(min=0) for k in three(p, q, m, right_k3(p, q))], "do not cut it off"),
+    (
+        lambda p, q, m: [
+            ((x * m).sum(1) / m.sum(1)).mean() for x in (p - q, (p - q) ** 2 / 2, right_k3(p, q))
+        ],
+        "a mean of means",
+    ),
+    (lambda p, q, m: three(p.masked_fill_(~m, 0), q, m, right_k3(p, q)), "log_p in place"),
     (lambda p, q, m: three(p, q.detach(), m, right_k3(p, q.detach())), "no gradient reaches log_q"),
     (lambda p, q, m: three(p, q, m, right_k3(p, q) * 2), "the value is not right"),
 ]
@@ -197,16 +254,44 @@ def who_drew_in_numpy(logits, ref_logits, temperature):
 
     x, r = logits.numpy(), ref_logits.numpy()
     p, q, b, c = (softmax(y) for y in (x, r, x / temperature, r / temperature))
-    return b @ np.log(p / q), p @ np.log(p / q), b @ np.log(b / c)
+    with np.errstate(all="ignore"):
+        return b @ np.log(p / q), p @ np.log(p / q), b @ np.log(b / c)
 
 
 def shown(x, r, b):
     return (b.softmax(0) * (x.log_softmax(0) - r.log_softmax(0))).sum()
 
 
+def who_drew_with_a_guard(logits, ref_logits, temperature):
+    p, q = logits.softmax(0), ref_logits.softmax(0)
+    b, c = (x ** (1 / temperature) / (x ** (1 / temperature)).sum() for x in (p, q))
+
+    def mean(w, x, y):
+        return torch.where(x > 0, w * (x / y).log(), 0.0).sum().item()
+
+    return np.array([mean(b, p, q), mean(p, p, q), mean(b, b, c)])
+
+
+def who_drew_in_logs(logits, ref_logits, temperature):
+    found = []
+    for of, tau in ((temperature, 1), (1, 1), (temperature, temperature)):
+        x, r = (y / tau - (y / tau).logsumexp(0) for y in (logits, ref_logits))
+        found.append((torch.softmax(logits / of, 0) * (x - r)).sum())
+    return torch.stack(found)
+
+
 WRONG_SAMPLERS = [
+    (who_drew_in_loops, "nan comes of 0 · log 0"),
+    (who_drew_in_numpy, "nan comes of 0 · log 0"),
+    (lambda *a: who_drew_in_logs(*a).abs(), "take no abs"),
+    (lambda *a: who_drew_in_logs(*a).clamp(min=0), "do not cut it off"),
+    (lambda x, r, t: who_drew_in_logs(x, r, min(t, 1)), "the value is not right"),
+    (lambda x, r, t: who_drew_in_logs(x[:3], r[:3], t), "the value is not right"),
     (lambda x, r, t: (shown(x, r, x * t), kl_of(x, r), kl_of(x * t, r * t)), "it has to divide"),
-    (lambda x, r, t: (shown(x, r, x / t), kl_of(x, r), kl_of(x / t, r)), "reference needs τ"),
+    (
+        lambda x, r, t: (shown(x, r, x / t), kl_of(x, r), kl_of(x / t, r)),
+        "reference is tempered too",
+    ),
     (lambda x, r, t: (shown(x, r, x), kl_of(x, r), kl_of(x / t, r / t)), "shown: b draws"),
     (lambda x, r, t: (kl_of(x / t, r / t), kl_of(x, r), kl_of(x / t, r / t)), "only the sampler"),
     (lambda x, r, t: (-shown(x, r, x / t), kl_of(x, r), kl_of(x / t, r / t)), "wrong way round"),
@@ -221,10 +306,15 @@ WRONG_SAMPLERS = [
 
 
 RIGHT = {
-    "02-two-penalties": [penalties_without_grad, penalties_by_torch],
-    "02-batch-kl": [batch_in_loops, batch_by_selection, batch_that_writes_to_its_arguments],
-    "02-dashboard": [dashboard_in_loops, dashboard_in_single_precision],
-    "02-who-drew": [who_drew_in_loops, who_drew_in_numpy],
+    "02-two-penalties": [
+        penalties_without_grad,
+        penalties_by_torch,
+        penalties_in_a_list_of_lists,
+        penalties_stacked,
+    ],
+    "02-batch-kl": [batch_in_loops, batch_by_selection, batch_stacked, batch_in_columns],
+    "02-dashboard": [dashboard_in_loops, dashboard_in_single_precision, dashboard_stacked],
+    "02-who-drew": [who_drew_with_a_guard, who_drew_in_logs],
 }
 
 WRONG = {

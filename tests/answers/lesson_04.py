@@ -29,6 +29,22 @@ def top_and_gap_in_single_precision(logits, p_ref, rewards, beta):
     return torch.stack(tops), torch.stack(gaps)
 
 
+def top_and_gap_in_logs(logits, p_ref, rewards, beta):
+    tilted = p_ref.log() + rewards / beta
+    log_z, best = torch.logsumexp(tilted, 1), tilted.log_softmax(1)
+    kl = torch.nn.functional.kl_div(best, logits.log_softmax(1), log_target=True, reduction="none")
+    return beta * torch.stack([log_z, kl.sum(1)])
+
+
+def top_and_gap_in_lists(logits, p_ref, rewards, beta):
+    tops, gaps = [], []
+    for x, q, r in zip(logits.float(), p_ref.float(), rewards.float(), strict=True):
+        log_p, most = torch.log_softmax(x, 0), r.max().detach()
+        tops.append(most + beta * (q * ((r - most) / beta).exp()).sum().log())
+        gaps.append(tops[-1] - log_p.exp() @ (r - beta * (log_p - q.log())))
+    return [tops, gaps]
+
+
 def top(q, r, b):
     return b * (q.log() + r / b).logsumexp(-1)
 
@@ -69,8 +85,20 @@ WRONG_GAPS = [
     ),
     (
         lambda x, q, r, b: (top(q, r, b), b * kl(x.detach().softmax(-1), best(q, r, b))),
+        "∞ comes of log 0",
+    ),
+    (
+        lambda x, q, r, b: (top(q, r, b), top(q, r, b) - worth(x.detach(), q, r, b)),
         "no gradient reaches logits",
     ),
+    (top_and_gap_as_a_difference, "exp(800)"),
+    (top_and_gap_in_single_precision, "nan comes of"),
+    (lambda *a: top_and_gap_in_logs(*a).clamp(min=0.01), "the value is not right"),
+    (lambda *a: top_and_gap_in_logs(*a).clamp(max=1), "the value is not right"),
+    (lambda *a: top_and_gap_in_logs(*a).abs(), "take no abs"),
+    (lambda *a: top_and_gap_in_logs(*a).relu(), "do not cut it off"),
+    (lambda x, q, r, b: top_and_gap_in_logs(x, q, r.sub_(1), b) + 1, "rewards in place"),
+    (lambda x, q, r, b: (top(q, r, b)[:2], worth(x, q, r, b)[:2]), "the shape is not right"),
     (lambda x, q, r, b: (top(q, r, b).mean(), worth(x, q, r, b).mean()), "the shape is not right"),
     (lambda x, q, r, b: (top(q, r, b), 0 * top(q, r, b)), "the value is not right"),
 ]
@@ -96,6 +124,15 @@ def response_in_numpy(p_ref, rewards, beta):
     p = q * np.exp(r / beta) / (q * np.exp(r / beta)).sum()
     v = p @ r**2 - (p @ r) ** 2
     return -v / beta**2, -v / beta**3
+
+
+def response_in_plain_python(p_ref, rewards, beta):
+    mass = [p * math.exp(r / beta) for p, r in zip(p_ref.tolist(), rewards.tolist(), strict=True)]
+    m1, m2 = (
+        sum(m * r**k for m, r in zip(mass, rewards.tolist(), strict=True)) / sum(mass)
+        for k in (1, 2)
+    )
+    return [(m1 * m1 - m2) / beta**k for k in (2, 3)]
 
 
 def variance(p, r):
@@ -127,6 +164,10 @@ WRONG_RESPONSES = [
     (lambda q, r, b: response_by_autograd(q, r, b)[::-1], "wrong order"),
     (lambda q, r, b: (-r.var() / b**2, -r.var() / b**3), "the value is not right"),
     (lambda q, r, b: response_by_autograd(q, r, b)[0], "the shape is not right"),
+    (lambda q, r, b: torch.stack(response_by_autograd(q, r, b)).abs(), "the sign is wrong"),
+    (lambda q, r, b: np.maximum(response_in_numpy(q, r, b), 0), "do not cut it off"),
+    (lambda q, r, b: response_in_numpy(q, r, min(b, 1)), "the value is not right"),
+    (lambda q, r, b: response_by_autograd(q.clamp_(0, 0.3), r, b), "p_ref in place"),
 ]
 
 
@@ -147,6 +188,14 @@ def controller_by_einsum(beta, kl, mask, kl_target, horizon):
     n = kl.shape[1]
     spent = torch.einsum("gbt,gbt->g", kl.float(), mask.float()) / n
     return beta + beta * torch.clip(spent / kl_target - 1, -0.2, 0.2) * n / horizon
+
+
+def controller_as_a_list(beta, kl, mask, kl_target, horizon):
+    def step(b, run, counts):
+        nats = torch.where(counts, run, 0).sum() / counts.shape[0]
+        return b + b * min(0.2, max(-0.2, float(nats / kl_target - 1))) * len(run) / horizon
+
+    return list(map(step, beta, kl, mask))
 
 
 def controller_that_writes_to_its_arguments(beta, kl, mask, kl_target, horizon):
@@ -170,20 +219,24 @@ def spent(kl, mask):
 WRONG_CONTROLLERS = [
     (per_token, "the bug is still there"),
     (
-        lambda b, k, m, c, h: b * (1 + ((k * m).mean((1, 2)) / c - 1).clamp(-0.2, 0.2) * 3 / h),
+        lambda b, k, m, c, h: (
+            b * (1 + ((k * m).mean((1, 2)) / c - 1).clamp(-0.2, 0.2) * k.shape[1] / h)
+        ),
         "still runs over steps",
     ),
     (
-        lambda b, k, m, c, h: b * (1 + (k.sum(2).mean(1) / c - 1).clamp(-0.2, 0.2) * 3 / h),
+        lambda b, k, m, c, h: (
+            b * (1 + (k.sum(2).mean(1) / c - 1).clamp(-0.2, 0.2) * k.shape[1] / h)
+        ),
         "padding counts",
     ),
-    (lambda b, k, m, c, h: b * (1 + (spent(k, m) / c - 1) * 3 / h), "the clip is missing"),
+    (lambda b, k, m, c, h: b * (1 + (spent(k, m) / c - 1) * k.shape[1] / h), "the clip is missing"),
     (
-        lambda b, k, m, c, h: b * (1 + ((spent(k, m) / c - 1) * 3 / h).clamp(-0.2, 0.2)),
+        lambda b, k, m, c, h: b * (1 + ((spent(k, m) / c - 1) * k.shape[1] / h).clamp(-0.2, 0.2)),
         "not its product",
     ),
     (
-        lambda b, k, m, c, h: b * (1 - (spent(k, m) / c - 1).clamp(-0.2, 0.2) * 3 / h),
+        lambda b, k, m, c, h: b * (1 - (spent(k, m) / c - 1).clamp(-0.2, 0.2) * k.shape[1] / h),
         "the sign is wrong",
     ),
     (
@@ -192,25 +245,42 @@ WRONG_CONTROLLERS = [
     ),
     (lambda b, k, m, c, h: b * (1 + (spent(k, m) / c - 1).clamp(-0.2, 0.2) / h), "n is missing"),
     (
-        lambda b, k, m, c, h: b * (1 + (spent(k, m) - c).clamp(-0.2, 0.2) * 3 / h),
+        lambda b, k, m, c, h: b * (1 + (spent(k, m) - c).clamp(-0.2, 0.2) * k.shape[1] / h),
         "the error is relative",
     ),
     (lambda b, k, m, c, h: b * math.exp(0.1), "the value is not right"),
+    (
+        lambda b, k, m, c, h: b * (1 + (spent(k, m) / c - 1).clamp(-0.2, 0.2) * 3 / h),
+        "the value is not right",
+    ),
+    (
+        lambda b, k, m, c, h: b * (1 + (spent(k, m) / c - 1).clamp(max=0.2) * k.shape[1] / h),
+        "the value is not right",
+    ),
+    (
+        lambda b, k, m, c, h: (
+            b
+            * (1 + (spent(k, m) / m[0].sum() * m[0].numel() / c - 1).clamp(-0.2, 0.2) * len(k) / h)
+        ),
+        "the value is not right",
+    ),
+    (controller_that_writes_to_its_arguments, "changes its argument beta in place"),
     (lambda b, k, m, c, h: controller_in_loops(b, k, m, c, h)[0], "the shape is not right"),
 ]
 
 
 RIGHT = {
-    "04-left-to-earn": [top_and_gap_as_a_difference, top_and_gap_in_single_precision],
+    "04-left-to-earn": [top_and_gap_in_logs, top_and_gap_in_lists],
     "04-response-to-beta": [
         response_by_autograd,
         response_by_finite_differences,
         response_in_numpy,
+        response_in_plain_python,
     ],
     "04-controller": [
         controller_in_loops,
         controller_by_einsum,
-        controller_that_writes_to_its_arguments,
+        controller_as_a_list,
     ],
 }
 

@@ -13,8 +13,16 @@ def to_go_by_flipping(reward, divergence, price, counts):
 
 def to_go_by_a_triangle(rewards, kl, beta, mask):
     later = torch.ones(kl.shape[1], kl.shape[1]).tril(-1).double()  # [t', t]
-    g = rewards[:, None].float() - beta * ((kl * mask) @ later).float()
+    g = rewards[:, None].float() - beta * (kl.masked_fill(~mask, 0) @ later).float()
     return g * mask
+
+
+def to_go_as_lists(rewards, kl, beta, mask):
+    rows = []
+    for r, row, counts in zip(rewards, kl, mask, strict=True):
+        n = int(counts.sum())
+        rows.append([r - beta * row[t + 1 : n].sum() if t < n else 0 for t in range(len(row))])
+    return rows
 
 
 def to_go_in_a_loop(rewards, kl, beta, mask):
@@ -22,13 +30,13 @@ def to_go_in_a_loop(rewards, kl, beta, mask):
     later = torch.zeros_like(rewards)
     for t in reversed(range(kl.shape[1])):
         g[:, t] = (rewards - beta * later) * mask[:, t]
-        later = later + kl[:, t] * mask[:, t]
+        later = torch.where(mask[:, t], later + kl[:, t], later)
     return g
 
 
 def to_go(keep_present=False, leak=False, cut=True, detach=False):
     def answer(rewards, kl, beta, mask):
-        kl = kl if leak else kl * mask
+        kl = kl if leak else torch.where(mask, kl, 0.0)
         kl = kl.detach() if detach else kl
         later = kl.flip(1).cumsum(1).flip(1) - (0 if keep_present else kl)
         g = rewards[:, None] - beta * later
@@ -48,12 +56,20 @@ WRONG_TO_GO = [
     (lambda r, kl, b, m: to_go()(r, kl, -b, m), "KL is added"),
     (lambda r, kl, b, m: r[:, None] * m, "this is R alone"),
     (
-        lambda r, kl, b, m: (r - b * (kl * m).sum(1))[:, None] * m,
+        lambda r, kl, b, m: (r - b * kl.masked_fill(~m, 0).sum(1))[:, None] * m,
         "pays for the whole response",
     ),
-    (lambda r, kl, b, m: (r[:, None] - b * (kl * m).cumsum(1)) * m, "runs from the front"),
-    (lambda r, kl, b, m: r - b * (kl * m).sum(1), "shape is not right"),
+    (
+        lambda r, kl, b, m: (r[:, None] - b * kl.masked_fill(~m, 0).cumsum(1)) * m,
+        "runs from the front",
+    ),
+    (lambda r, kl, b, m: r - b * kl.masked_fill(~m, 0).sum(1), "shape is not right"),
     (lambda r, kl, b, m: to_go()(r, kl, b / 2, m), "the value is not right"),
+    (lambda r, kl, b, m: to_go(leak=True)(r, kl * m, b, m), "nan comes of"),
+    (lambda *a: to_go()(*a).abs(), "take no abs"),
+    (lambda *a: to_go()(*a).clamp(min=0), "do not cut it off"),
+    (lambda r, kl, b, m: to_go()(r, kl[:, :3], b, m[:, :3]), "shape is not right"),
+    (lambda r, kl, b, m: to_go()(r, kl.masked_fill_(~m, 0), b, m), "kl in place"),
 ]
 
 
@@ -62,7 +78,8 @@ WRONG_TO_GO = [
 
 def gae_by_a_double_sum(rewards, v, counts, g, lam):
     b, n = rewards.shape
-    rewards, v = rewards * counts, torch.cat([v * counts, torch.zeros(b, 1)], dim=1)
+    rewards, v = (torch.where(counts, x, 0.0) for x in (rewards, v))
+    v = torch.cat([v, torch.zeros(b, 1)], dim=1)
     delta = rewards + g * v[:, 1:] - v[:, :-1]
     powers = torch.tensor(
         [[(g * lam) ** max(k - t, 0) * (k >= t) for k in range(n)] for t in range(n)]
@@ -83,11 +100,23 @@ def gae_into_a_ready_tensor(step_rewards, values, mask, gamma, lam):
     return a
 
 
+def gae_as_lists(step_rewards, values, mask, gamma, lam):
+    rows = []
+    for r, v, counts in zip(step_rewards, values, mask.tolist(), strict=True):
+        row = [0.0] * (len(counts) - sum(counts))
+        for t in reversed(range(sum(counts))):
+            more = gamma * v[t + 1] + gamma * lam * row[0] if t + 1 < sum(counts) else 0
+            row.insert(0, r[t] - v[t] + more)
+        rows.append(row)
+    return rows
+
+
 def gae_in_columns(leak=False, gamma_next=True, factor=lambda g, lam: g * lam, detach=False):
     def answer(r, v, mask, g, lam):
         a, last, n = torch.zeros_like(r), torch.zeros(len(r)), r.shape[1]
+        r, v = (x if leak else x.masked_fill(~mask, 0) for x in (r, v))
         for t in reversed(range(n)):
-            after = v[:, t + 1] * (1 if leak else mask[:, t + 1]) if t + 1 < n else 0 * v[:, 0]
+            after = v[:, t + 1] if t + 1 < n else 0 * v[:, 0]
             after = after.detach() if detach else after
             delta = r[:, t] + (g if gamma_next else 1) * after - v[:, t]
             last = (delta + factor(g, lam) * last) * mask[:, t]
@@ -112,7 +141,7 @@ WRONG_GAE = [
         "no gradient reaches values",
     ),
     (
-        lambda r, v, m, g, lam: gae_in_columns()(r, 0 * v, m, g, lam),
+        lambda r, v, m, g, lam: gae_in_columns()(r, torch.zeros_like(v), m, g, lam),
         "the values are missing",
     ),
     (
@@ -123,6 +152,11 @@ WRONG_GAE = [
         lambda r, v, m, g, lam: gae_in_columns(leak=True)(r, v, m | True, g, lam) * m,
         "padding leaks in",
     ),
+    (lambda *a: gae_in_columns()(*a).abs(), "take no abs"),
+    (lambda *a: gae_in_columns()(*a).relu(), "do not cut it off"),
+    (lambda r, v, m, *a: gae_in_columns(leak=True)(r * m, v * m, m, *a), "nan comes of"),
+    (lambda r, v, m, g, lam: gae_in_columns()(r, v.masked_fill_(~m, 0), m, g, lam), "values in"),
+    (lambda r, v, m, *a: gae_in_columns()(r[:, :3], v[:, :3], m[:, :3], *a), "shape is not"),
 ]
 
 
@@ -181,6 +215,7 @@ WRONG_BEST_TOKENS = [
     (best_tokens(soft, lambda p, w, b: p * (w / b).exp()), "do not sum to 1"),
     (best_tokens(soft, lambda p, w, b: (w / b).softmax(-1)), "the value is not right"),
     (lambda p, q, r, b: best_tokens(soft)(p, q, r, b)[0], "shape is not right"),
+    (lambda p, q, r, b: best_tokens(soft)(p, q, r.sub_(1), b), "rewards in place"),
     (lambda p, q, r, b: best_tokens(soft)(p, q, r.detach(), b), "no gradient reaches rewards"),
     (
         lambda p, q, r, b: best_tokens(lambda *a: soft(*a).detach())(p, q, r, b),
@@ -190,8 +225,8 @@ WRONG_BEST_TOKENS = [
 
 
 RIGHT = {
-    "05-to-go": [to_go_by_flipping, to_go_by_a_triangle, to_go_in_a_loop],
-    "05-gae": [gae_by_a_double_sum, gae_into_a_ready_tensor, gae_in_columns()],
+    "05-to-go": [to_go_by_flipping, to_go_by_a_triangle, to_go_in_a_loop, to_go_as_lists],
+    "05-gae": [gae_by_a_double_sum, gae_into_a_ready_tensor, gae_in_columns(), gae_as_lists],
     "05-best-tokens": [best_tokens_in_loops, best_tokens_in_single_precision, best_tokens(soft)],
 }
 

@@ -19,6 +19,12 @@ def bug_in_single_precision(log_probs, old_log_probs, advantages, mask):
     return total / len(mask)
 
 
+def bug_in_logs(log_probs, old_log_probs, advantages, mask):
+    x = log_probs - torch.from_numpy(old_log_probs.numpy(force=True))
+    of_response = torch.stack([row[counts].sum() for row, counts in zip(x, mask, strict=True)])
+    return torch.einsum("b,b->", of_response.exp(), advantages.detach()) / advantages.numel()
+
+
 def bug(n, o, a, m, sign=1):
     return ((sign * (n - o) * m).sum(1).exp() * a).mean()
 
@@ -28,9 +34,9 @@ WRONG_BUG = [
     (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m | True), "padding counts"),
     (lambda n, o, a, m: -bug(n, o.detach(), a.detach(), m), "sign is wrong"),
     (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m) * len(a), "responses are added up"),
-    (bug, "detach both"),
-    (lambda n, o, a, m: bug(n, o, a.detach(), m), "old_log_probs are constants"),
-    (lambda n, o, a, m: bug(n, o.detach(), a, m), "advantages are constants"),
+    (bug, "reaches old_log_probs and advantages: detach"),
+    (lambda n, o, a, m: bug(n, o, a.detach(), m), "reaches old_log_probs: detach"),
+    (lambda n, o, a, m: bug(n, o.detach(), a, m), "reaches advantages: detach"),
     (lambda n, o, a, m: bug(n, o, a, m).detach(), "lost its gradient"),
     (
         lambda n, o, a, m: (((n - o.detach()).exp() * m).sum(1) * a.detach()).mean(),
@@ -41,6 +47,14 @@ WRONG_BUG = [
         "the value is not right",
     ),
     (lambda n, o, a, m: bug(n, o, a, m)[None], "shape is not right"),
+    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m) * len(a) / 2, "the value is not right"),
+    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m).abs(), "take no abs"),
+    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m).relu(), "do not cut it off"),
+    (lambda n, o, a, m: bug(n, o.detach().mul_(m), a.detach(), m), "old_log_probs in place"),
+    (
+        lambda n, o, a, m: (((n - o.detach()).exp() * m).sum(1) / m.sum(1) @ a.detach()) / len(a),
+        "ratios are averaged",
+    ),
 ]
 
 
@@ -90,13 +104,24 @@ WRONG_CLIP = [
     (clip(end=lambda x, m: x.sum(1).mean()), "padding counts"),
     (clip(end=lambda x, m: x[m].mean()), "averaged over all tokens"),
     (clip(end=lambda x, m: (x * m).mean()), "averaged over [B, T]"),
-    (clip(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "within each response"),
+    (clip(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "a mean of means"),
     (clip(end=lambda x, m: x[m].sum()), "responses are added up"),
     (clip(end=lambda x, m: (x * m).sum(1)), "shape is not right"),
-    (clip(detach=(False, True)), "old_log_probs are constants"),
-    (clip(detach=(True, False)), "advantages are constants"),
-    (clip(detach=(False, False)), "detach both"),
+    (clip(detach=(False, True)), "reaches old_log_probs: detach"),
+    (clip(detach=(True, False)), "reaches advantages: detach"),
+    (clip(detach=(False, False)), "reaches old_log_probs and advantages: detach"),
     (lambda *a: clip()(*a).detach(), "no gradient reaches log_probs"),
+    (clip(end=lambda x, m: (x * m).sum() / 2), "the value is not right"),
+    (clip(end=lambda x, m: x[m].mean() * m.shape[1]), "over tokens times T"),
+    (clip(end=lambda x, m: (x * m).sum() / m.shape[1]), "divided by T"),
+    (lambda *a: clip()(*a).abs(), "take no abs"),
+    (lambda n, o, a, m, e: clip()(n, o, a.mul_(m), m, e), "advantages in place"),
+    (
+        lambda n, o, a, m, e: (
+            ((n - o.detach()).exp().clamp(max=1 + e) * a.detach()).masked_fill(~m, 0).sum() / len(m)
+        ),
+        "by A before the minimum",
+    ),
 ]
 
 
@@ -145,7 +170,7 @@ def anchors(first="on", second="nr", detach="oar", end=None, upside_down=False, 
 
 WRONG_ANCHORS = [
     (anchors("no"), "old policy stands first"),
-    (anchors("on", "rn"), "policy in training stands first"),
+    (anchors("on", "rn"), "second KL: the KL's arguments are swapped"),
     (anchors("no", "rn"), "both KLs are turned round"),
     (anchors("nr", "on"), "the two prices are swapped"),
     (anchors("rn", "on"), "the value is not right"),
@@ -157,16 +182,21 @@ WRONG_ANCHORS = [
     (anchors(end=lambda y: y.sum(0).mean()), "divided by T"),
     (anchors(end=lambda y: y.sum()), "responses are added up"),
     (anchors(upside_down=True), "upside down"),
-    (anchors(detach="ar"), "old_logits are constants"),
-    (anchors(detach="or"), "advantages are constants"),
-    (anchors(detach="oa"), "ref_logits are constants"),
-    (anchors(detach="r"), "detach both"),
+    (anchors(detach="ar"), "reaches old_logits: detach"),
+    (anchors(detach="or"), "reaches advantages: detach"),
+    (anchors(detach="oa"), "reaches ref_logits: detach"),
+    (anchors(detach="r"), "reaches old_logits and advantages: detach"),
     (lambda *a: anchors()(*a).item(), "no gradient reaches logits"),
+    (anchors(end=lambda y: y.sum() / 2), "the value is not right"),
+    (anchors("nn", "nn"), "both KLs are missing"),
+    (lambda *a: anchors()(*a).abs(), "take no abs"),
+    (lambda x, o, f, *a: anchors()(x, o, f[:, :3], *a) if False else x.sum(), "value is not"),
+    (lambda x, o, f, *a: anchors()(x, o.sub_(1), f, *a), "old_logits in place"),
 ]
 
 
 RIGHT = {
-    "06-bug": [bug_with_products, bug_in_single_precision],
+    "06-bug": [bug_with_products, bug_in_single_precision, bug_in_logs],
     "06-clip": [clip_in_loops, clip_by_signs, clip()],
     "06-anchors": [anchors_in_loops, anchors_by_torch, anchors()],
 }

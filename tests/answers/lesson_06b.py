@@ -27,6 +27,21 @@ def follow_up_in_numpy(values, last_values, terminated, truncated, resets_first)
     return mask.astype(int), after * mask
 
 
+def follow_up_as_lists(values, last_values, terminated, truncated, resets_first):
+    counts, after = [], []
+    for i, v in enumerate(values.tolist()):
+        over = (terminated | truncated)[i].tolist()
+        counts.append([not x for x in [bool(resets_first[i]), *over[:-1]]])
+        v = [*v[1:], last_values[i].item()]
+        keep = zip(v, counts[-1], terminated[i].tolist(), strict=True)
+        after.append([x if c and not f else 0.0 for x, c, f in keep])
+    return counts, after
+
+
+def follow_up_stacked(*reports):
+    return torch.stack([x.float() for x in follow_up_in_a_loop(*reports)])
+
+
 def follow_up(ends="both", zero="fell", first=True, shift=1, last=True, cut=True):
     def answer(v, v_last, fell, clock, resets_first):
         reports = {"both": fell | clock, "fell": fell, "clock": clock, "none": fell & clock}
@@ -56,6 +71,17 @@ WRONG_FOLLOW_UP = [
     (lambda v, *a: (follow_up()(v, *a)[0], v * (follow_up()(v, *a)[1] != 0)), "of the same step"),
     (lambda v, *a: follow_up()(v, v[:, -1], *a[1:]), "the value is not right"),
     (lambda *a: follow_up()(*a)[1], "shape is not right"),
+    (lambda *a: [x.abs() for x in (follow_up()(*a)[0].int(), follow_up()(*a)[1])], "take no abs"),
+    (lambda *a: [follow_up()(*a)[0], follow_up()(*a)[1].clamp(min=0)], "do not cut it off"),
+    (lambda *a: [x[:4] for x in follow_up()(*a)], "shape is not right"),
+    (lambda v, w, f, c, first: follow_up()(v, w, f.logical_or_(c), c, first), "terminated in"),
+    (
+        lambda v, w, f, c, first: (
+            follow_up()(v, w, f, c, first)[0],
+            torch.cat([v[:, 1:], w[:, None]], 1) * ~f,
+        ),
+        "where a step does not count",
+    ),
 ]
 
 
@@ -70,7 +96,7 @@ def learn_by_a_matrix(r, v, v_next, counts, g, lam):
         episode = (~counts[i]).cumsum(0)
         t = torch.arange(n)
         later = (t >= t[:, None]) & (episode == episode[:, None])
-        advantages[i] = ((g * lam) ** (t - t[:, None]).clamp(min=0) * later) @ delta[i]
+        advantages[i] = ((g * lam) ** (t - t[:, None]).clamp(min=0) * later).double() @ delta[i]
     advantages = advantages * counts
     return [advantages, (advantages + v) * counts]
 
@@ -103,6 +129,27 @@ def learn(stop=True, mask_delta=True, cut=True, discount=True, factor=lambda g, 
     return answer
 
 
+def learn_up_to_the_first_cut(r, v, w, m, g, lam):
+    delta, a = (r + g * w - v) * m, torch.zeros_like(r)
+    for i in range(len(r)):
+        cut = int(m[i].int().argmin()) if not m[i].all() else r.shape[1]
+        for part in (range(cut), range(cut + 1, r.shape[1])):
+            carry = 0
+            for t in reversed(part):
+                carry = delta[i, t] + g * lam * carry
+                a[i, t] = carry
+    return a * m, (a + v) * m
+
+
+def learn_stacked(rewards, values, next_values, mask, gamma, lam):
+    delta = (rewards + gamma * next_values - values) * mask
+    a = [torch.zeros(len(mask))]
+    for d, m in zip(delta.T.flip(0), mask.T.flip(0), strict=True):
+        a.append(torch.where(m, d + gamma * lam * a[-1], 0.0))
+    a = torch.stack(a[1:][::-1]).T
+    return torch.stack([a, torch.where(mask, a + values, 0)])
+
+
 WRONG_LEARN = [
     (learn(stop=False), "leaks through the step that resets: set A to 0 there before going on"),
     (learn(stop=False, cut=False), "leaks through the step that resets, and stands there"),
@@ -122,8 +169,13 @@ WRONG_LEARN = [
     (learn(factor=lambda g, lam: 1), "the value is not right"),
     (lambda r, v, w, m, g, lam: learn()(r, v, v.roll(-1, 1), m, g, lam), "the value is not right"),
     (lambda r, v, w, m, g, lam: learn()(r, v, 0 * w, m, g, lam), "next value is missing in δ"),
-    (lambda *a: (learn()(*a)[0], 2 * learn()(*a)[1]), "returned 2 of 2 [3, 6] is"),
-    (lambda *a: torch.stack(learn()(*a)), "shape is not right"),
+    (lambda *a: (learn()(*a)[0], 2 * learn()(*a)[1]), "returned 2 of 2 at [0, 0]: expected"),
+    (lambda *a: torch.stack(learn()(*a)).mT, "shape is not right"),
+    (lambda *a: torch.stack(learn()(*a)).abs(), "take no abs"),
+    (lambda *a: torch.stack(learn()(*a)).relu(), "do not cut it off"),
+    (learn_up_to_the_first_cut, "only the first episode of a row is cut off"),
+    (lambda r, v, w, m, g, lam: learn()(r.mul_(m), v, w, m, g, lam), "rewards in place"),
+    (lambda r, v, *a: learn()(r[:, :6], v[:, :6], *(x[:, :6] for x in a[:2]), *a[2:]), "shape is"),
 ]
 
 
@@ -149,7 +201,7 @@ def loss_in_loops(theta, v, theta_old, k, a, g, counts, price):
     for (i, t), w in zip(at, worth, strict=True):
         p, q = theta[i, t].softmax(0), theta_old[i, t].detach().softmax(0)
         total = total + 0.5 * (v[i, t] - g[i, t].item()) ** 2 - p[k[i, t]] / q[k[i, t]] * w
-        total = total + price * sum(q[j] * (q[j].log() - p[j].log()) for j in range(2))
+        total = total + price * sum(q[j] * (q[j].log() - p[j].log()) for j in range(len(q)))
     return total / len(at)
 
 
@@ -169,12 +221,37 @@ def loss(
     return answer
 
 
+def loss_of_two_actions(x, v, o, k, a, g, m, b):
+    o, a, g = o.detach()[m], a.detach()[m], g.detach()[m]
+    p, q = x[m].softmax(-1), o.softmax(-1)
+    ratio = (p / q).gather(1, k[m][:, None])[:, 0]
+    kl = q[:, 0] * (q[:, 0] / p[:, 0]).log() + q[:, 1] * (q[:, 1] / p[:, 1]).log()
+    white = (a - a.mean()) / a.std(correction=0)
+    return ((v[m] - g) ** 2 / 2 - ratio * white + b * kl).mean()
+
+
+def loss_of_the_action_taken(x, v, o, k, a, g, m, b):
+    p, q = x.log_softmax(-1), o.detach().log_softmax(-1)
+    k1 = (q - p).gather(2, k[..., None])[..., 0]
+    return loss()(x, v, o, k, a, g, m, 0) + b * k1[m].mean()
+
+
+def loss_of_the_kept(logits, values, old_logits, actions, advantages, targets, mask, beta_old):
+    with torch.no_grad():
+        o, a, g = old_logits[mask].log_softmax(-1), advantages[mask], targets[mask]
+        a = (a - a.mean()) / ((a - a.mean()) ** 2).mean() ** 0.5
+    p, taken = logits[mask].log_softmax(-1), actions[mask]
+    ratio = torch.exp((p - o)[torch.arange(len(taken)), taken])
+    kl = torch.einsum("mk,mk->m", o.exp(), o - p)
+    return 0.5 * (values[mask] - g).square().mean() - (ratio * a - beta_old * kl).mean()
+
+
 WRONG_LOSS = [
-    (loss(hold=""), "detach all three"),
-    (loss(hold="ag"), "old_logits are constants"),
-    (loss(hold="og"), "the advantages are constants"),
-    (loss(hold="oa"), "the targets are constants"),
-    (loss(hold="a"), "the gradient is not right"),
+    (loss(hold=""), "reaches old_logits and advantages and targets: detach"),
+    (loss(hold="ag"), "reaches old_logits: detach"),
+    (loss(hold="og"), "reaches advantages: detach"),
+    (loss(hold="oa"), "reaches targets: detach"),
+    (loss(hold="a"), "reaches old_logits and targets: detach"),
     (loss(lambda a, m: a), "not whitened"),
     (loss(lambda a, m: (a - a.mean()) / a.std(correction=0)), "in the mean and spread"),
     (loss(lambda a, m: (a - a[m].mean()) / a[m].std()), "the spread divides by M - 1"),
@@ -195,13 +272,24 @@ WRONG_LOSS = [
     (lambda *a: loss()(*a[:-1], 1.0), "β is missing"),
     (lambda x, *a: loss()(x.detach(), *a), "no gradient reaches logits"),
     (lambda x, v, *a: loss()(x, v.detach(), *a), "no gradient reaches values"),
+    (loss(end=lambda x, m: (x * m).sum() / 5), "the value is not right"),
+    (loss(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "each copy's mean"),
+    (loss_of_two_actions, "first two actions only"),
+    (loss_of_the_action_taken, "action taken only"),
+    (lambda *a: loss()(*a).abs(), "take no abs"),
+    (lambda x, v, o, k, a, *z: loss()(x, v, o, k, a.sub_(1), *z), "advantages in place"),
 ]
 
 
 RIGHT = {
-    "06b-follow-up": [follow_up_in_a_loop, follow_up_in_numpy, follow_up()],
-    "06b-learn-from": [learn_by_a_matrix, learn_in_numpy, learn()],
-    "06b-loss": [loss_by_torch, loss_in_loops, loss()],
+    "06b-follow-up": [
+        follow_up_in_a_loop,
+        follow_up_in_numpy,
+        follow_up_as_lists,
+        follow_up_stacked,
+    ],
+    "06b-learn-from": [learn_by_a_matrix, learn_in_numpy, learn(), learn_stacked],
+    "06b-loss": [loss_by_torch, loss_in_loops, loss(), loss_of_the_kept],
 }
 
 WRONG = {

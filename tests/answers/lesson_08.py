@@ -34,6 +34,16 @@ def votes_in_single_precision(worth_a, worth_b, weights):
     return p[0], (p.amax(0) * weights).sum(), torch.einsum("sn,sn,n->", p, p, weights)
 
 
+def votes_in_lists(worth_a, worth_b, weights):
+    d = (worth_a - worth_b).T.tolist()
+    shares = [[x > 0 for x in row if x] for row in d]
+    p = [sum(row) / len(row) if row else 0.5 for row in shares]
+    w = weights.tolist()
+    best = [max(x, 1 - x) for x in p]
+    same = [1 - 2 * x * (1 - x) for x in p]
+    return p, *(sum(a * b for a, b in zip(w, y, strict=True)) for y in (best, same))
+
+
 def votes(ties="drop", ceiling=None, both=None, mean=torch.dot, empty=0.5):
     def answer(a, b, w):
         n_a, n_b, n = (a > b).sum(0).double(), (a < b).sum(0).double(), a.shape[0]
@@ -73,7 +83,11 @@ WRONG_VOTES = [
     (votes(mean=lambda w, x: x.mean()), "the weights are missing"),
     (votes(mean=lambda w, x: torch.mean(w * x)), "once more"),
     (votes(mean=lambda w, x: w * x), "the shape is not right"),
-    (lambda a, b, w: votes()(a, b, w)[0], "; it returned 1 array [4]"),
+    (votes(mean=lambda w, x: (w * x).sum() * len(w) / 4), "the value is not right"),
+    (lambda a, b, w: votes()(a[:, :4], b[:, :4], w[:4]), "the shape is not right"),
+    (lambda a, b, w: votes()(a[:3], b[:3], w), "the value is not right"),
+    (lambda a, b, w: votes()(a.sub_(b), 0 * b, w), "worth_a in place"),
+    (lambda a, b, w: votes()(a, b, w)[0], "yours 1 array [4]"),
 ]
 
 
@@ -94,6 +108,11 @@ def loss_in_loops(reward_a, reward_b, share, weights):
     for a, b, p, w in zip(reward_a, reward_b, share.tolist(), weights.tolist(), strict=True):
         total += w * p * torch.logaddexp(zero, b - a) + w * (1 - p) * torch.logaddexp(zero, a - b)
     return total
+
+
+def loss_by_einsum(reward_a, reward_b, share, weights):
+    log_p = torch.stack([reward_a, reward_b], dim=1).log_softmax(dim=1)
+    return -torch.einsum("n,nk,nk->", weights, torch.stack([share, 1 - share], 1), log_p)
 
 
 def sigma(d):
@@ -130,7 +149,12 @@ WRONG_LOSS = [
     (choice(end=lambda x, w: -(x * w).mean()), "once more"),
     (choice(end=lambda x, w: -x * w), "the shape is not right"),
     (lambda a, b, p, w: choice()(a, b.detach(), p, w), "reward_b lost its gradient"),
-    (lambda *x: choice()(*x).item(), "no gradient reaches reward_a"),
+    (lambda *x: choice()(*x).item(), "no gradient reaches reward_a and reward_b"),
+    (lambda *x: choice()(*x) * len(x[0]) / 3, "the value is not right"),
+    (choice(lambda d: F.logsigmoid(d).clamp(min=-100)), "the value is not right"),
+    (choice(lambda d: F.logsigmoid(d.clamp(-30, 30))), "the value is not right"),
+    (lambda a, b, p, w: choice()(a, b, p, w.div_(w.sum())), "weights in place"),
+    (lambda a, b, p, w: choice()(a[:3], b[:3], p[:3], w[:3]), "the value is not right"),
 ]
 
 
@@ -155,6 +179,13 @@ def end_by_a_product(values, responses, end_token):
     return torch.einsum("bt,bt->b", values.float(), F.one_hot(length, values.shape[1]).float())
 
 
+def end_as_a_list(values, responses, end_token):
+    lengths = [
+        (row.index(end_token) + 1 if end_token in row else len(row)) for row in responses.tolist()
+    ]
+    return [v[n] for v, n in zip(values, lengths, strict=True)]
+
+
 def end_by_argmax(values, responses, end_token):
     ends = responses == end_token
     ends[:, -1] = True
@@ -170,16 +201,19 @@ def read(column):
 
 
 WRONG_END = [
-    (read(lambda ends, n: (n + 1).clamp(max=5) - 1), "one token too early"),
-    (read(lambda ends, n: (n + 2).clamp(max=5)), "one token too late"),
+    (read(lambda ends, n: (n + 1).clamp(max=ends.shape[1]) - 1), "too early"),
+    (read(lambda ends, n: (n + 2).clamp(max=ends.shape[1])), "too late"),
     (read(lambda ends, n: n), "the end token belongs to the response"),
     (lambda v, y, end: v[:, -1], "this is the last column"),
     (lambda v, y, end: v[:, 0], "this is column 0"),
-    (read(lambda ends, n: ((~ends).sum(1) + 1).clamp(max=5)), "tokens behind the end are counted"),
+    (
+        read(lambda ends, n: ((~ends).sum(1) + 1).clamp(max=ends.shape[1])),
+        "tokens behind the end are counted",
+    ),
     (
         lambda v, y, end: torch.stack(
             [
-                r[max([t + 1 for t in range(5) if s[t] == end] or [5])]
+                r[max([t + 1 for t in range(len(s)) if s[t] == end] or [len(s)])]
                 for r, s in zip(v, y, strict=True)
             ]
         ),
@@ -187,7 +221,11 @@ WRONG_END = [
     ),
     (read(lambda ends, n: ends.int().argmax(1) + 1), "without an end token ends with its last"),
     (read(lambda ends, n: ends.int().argmax(1)), "add 1, and mind"),
-    (read(lambda ends, n: (n + 1).clamp(max=len(ends))), "the value is not right"),
+    (read(lambda ends, n: (n + 1).clamp(max=4)), "the value is not right"),
+    (lambda *a: end_in_loops(*a).abs(), "take no abs"),
+    (lambda *a: end_in_loops(*a).clamp(min=0), "do not cut it off"),
+    (lambda v, y, end: end_in_loops(v, y.fill_(end), end), "responses in place"),
+    (lambda v, y, end: end_in_loops(v[:4], y[:4], end), "the shape is not right"),
     (lambda v, y, end: v.mean(dim=1), "the columns are averaged"),
     (lambda v, y, end: end_in_loops(v, y, 0), "the value is not right"),
     (lambda v, y, end: v.gather(1, (y != end).cumprod(1)), "the shape is not right"),
@@ -209,6 +247,13 @@ def unit_in_single_precision(rewards, ref_probs, beta, scale):
     r, p = rewards.float(), ref_probs.float()
     old = beta * torch.log(p @ torch.exp(r / beta))  # J* before, in the old unit
     return [scale * (r - p @ r), torch.tensor(scale * beta), scale * (old - p @ r)]
+
+
+def unit_as_lists(rewards, ref_probs, beta, scale):
+    mean = (rewards * ref_probs).sum()
+    new = [scale * (r - mean) for r in rewards]
+    top = torch.logsumexp(torch.log(ref_probs) + torch.stack(new) / (beta * scale), 0)
+    return [new, beta * scale, beta * scale * top]
 
 
 def unit(shift=torch.dot, beta=lambda b, c: c * b, factor=lambda c: c, end=None):
@@ -241,16 +286,26 @@ WRONG_UNIT = [
         lambda r, p, b, c: ((new := c * r - p @ r), b * c, (p @ (new / b / c).exp()).log() * b * c),
         "multiplied by c too",
     ),
-    (lambda *x: unit()(*x)[:2], "; it returned 2 things (array [4], number)"),
+    (lambda *x: unit()(*x)[:2], "yours 2 things (array [3], number)"),
+    (lambda *x: [unit()(*x)[0][:3], *unit()(*x)[1:]], "the shape is not right"),
+    (lambda *x: [unit()(*x)[0].abs(), *unit()(*x)[1:]], "take no abs"),
+    (lambda r, p, b, c: unit()(r, p, b, max(c, 1)), "the value is not right"),
+    (lambda r, p, b, c: unit()(r.sub_(p @ r), p, b, c), "rewards in place"),
     (lambda *x: [y.detach() if torch.is_tensor(y) else y for y in unit()(*x)], "no gradient"),
 ]
 
 
 RIGHT = {
-    "08-votes": [votes_in_loops, votes_in_numpy, votes_in_single_precision, votes()],
-    "08-loss": [loss_by_torch, loss_in_single_precision, loss_in_loops, choice()],
-    "08-end": [end_in_loops, end_by_a_product, end_by_argmax],
-    "08-unit": [unit_in_loops, unit_in_single_precision, unit()],
+    "08-votes": [
+        votes_in_loops,
+        votes_in_numpy,
+        votes_in_single_precision,
+        votes(),
+        votes_in_lists,
+    ],
+    "08-loss": [loss_by_torch, loss_in_single_precision, loss_in_loops, choice(), loss_by_einsum],
+    "08-end": [end_in_loops, end_by_a_product, end_by_argmax, end_as_a_list],
+    "08-unit": [unit_in_loops, unit_in_single_precision, unit(), unit_as_lists],
 }
 
 WRONG = {

@@ -15,19 +15,21 @@ def roll_out_in_loops(first_logits, table, uniform, stop):
         logits, t, running = first_logits, 0, True
         while running and t < length:
             p = logits.softmax(0)
-            words[i, t] = np.searchsorted(np.cumsum(p.tolist()), uniform[i, t].item(), "right")
+            sums = np.cumsum(p.tolist())[:-1]  # the last one may be less than the largest uniform
+            words[i, t] = np.searchsorted(sums, uniform[i, t].item(), "right")
             counts[i, t] = True
             log_p[i, t] = p[words[i, t]].log()
             running, logits, t = words[i, t] != stop, table[words[i, t]], t + 1
     return words, counts, log_p
 
 
-def roll_out_first_and_cut_afterwards(first, after, u, end):
+def roll_out_first_and_cut_afterwards(first, after, u, end, last=-1):
     # draw everything, then find the ends
     tokens, log_probs = [], []
     log_p = first.float().log_softmax(-1).repeat(u.shape[0], 1)
     for column in u.T:
-        token = torch.searchsorted(log_p.exp().cumsum(-1), column[:, None].float(), right=True)
+        sums = log_p.exp().cumsum(-1)[:, :last].contiguous()
+        token = torch.searchsorted(sums, column[:, None].float(), right=True)
         tokens.append(token)
         log_probs.append(torch.take_along_dim(log_p, token, dim=1))
         log_p = after.float()[token[:, 0]].log_softmax(-1)
@@ -72,6 +74,20 @@ def roll_out(
     return answer
 
 
+def roll_out_as_lists(first, after, u, end):
+    found = [[], [], []]
+    for row in u.tolist():
+        log_p, going = torch.log_softmax(first, 0), True
+        for part in found:
+            part.append([])
+        for x in row:
+            token = sum(s <= x for s in log_p.exp().cumsum(0)[:-1].tolist()) if going else end
+            for part, y in zip(found, (token, going, log_p[token] * going), strict=True):
+                part[-1].append(y)
+            going, log_p = going and token != end, torch.log_softmax(after[token], 0)
+    return found
+
+
 def padded_with_0(*x):
     tokens, mask, _ = roll_out()(*x)
     return [tokens * mask]
@@ -93,10 +109,19 @@ WRONG_ROLL_OUT = [
     (roll_out(pad=False, cut=False), "the value is not right"),
     (roll_out(lambda f, a, k: f.expand(len(k), -1)), "like a first one"),
     (roll_out(lambda f, a, k: a[:, k].T), "read by columns"),
-    (roll_out(steps=len), "the value is not right"),
-    (lambda f, a, u, end: roll_out()(f, a, u[:, : len(u)], end), "the shape is not right"),
+    (roll_out(steps=lambda u: 3), "the value is not right"),
+    (lambda f, a, u, end: roll_out()(f, a, u[:, :3], end), "the shape is not right"),
+    (roll_out(pick=lambda p: torch.zeros(len(p)).long()), "the value is not right"),
+    (lambda f, a, u, end: roll_out()(f, a, u.clamp_(max=0.99), end), "u in place"),
+    (
+        lambda *x: [*roll_out()(*x)[:2], roll_out()(*x)[2].abs()],
+        "take no abs",
+    ),
     (roll_out(pick=lambda p: p.max(-1).indices), "likeliest token"),
-    (lambda f, a, u, end: roll_out()(f, a, u[:, [0]].repeat(1, 5), end), "only the first u"),
+    (
+        lambda f, a, u, end: roll_out()(f, a, u[:, [0]].repeat(1, u.shape[1]), end),
+        "only the first u",
+    ),
     (lambda f, a, u, end: roll_out()(f, a, 1 - u, end), "the value is not right"),
     (lambda f, a, u, end: roll_out()(f, a, u, 0), "the value is not right"),
     (lambda *x: roll_out()(*x)[:2], "shape is not right"),
@@ -116,7 +141,7 @@ def surrogate_in_loops(new, ref, earned, counts, price):
     n = len(earned)
     worth = []
     for i in range(n):
-        log_ratio = sum(new[i, t] - ref[i, t] for t in range(4) if counts[i, t])
+        log_ratio = sum(new[i, t] - ref[i, t] for t in range(new.shape[1]) if counts[i, t])
         worth.append((earned[i] - price * log_ratio).item())
     total = 0
     for i in range(n):
@@ -135,7 +160,7 @@ def surrogate_with_a_matrix(log_probs, ref_log_probs, rewards, mask, beta):
 
 
 def surrogate(
-    others=lambda f: (f.sum() - f) / 2,
+    others=lambda f: (f.sum() - f) / (len(f) - 1),
     detach=True,
     mask_ratio=True,
     mask_sum=True,
@@ -154,21 +179,43 @@ def surrogate(
 
 def surrogate_by_step(new, ref, rewards, mask, beta):
     ratio = (new - ref).masked_fill(~mask, 0)
-    total = 0
-    for t in range(4):
+    total, n = 0, len(new)
+    for t in range(new.shape[1]):
         f = rewards - beta * ratio[:, t:].sum(1)
-        a = f - torch.stack([f[[j for j in range(3) if j != i]].mean() for i in range(3)])
+        a = f - torch.stack([f[[j for j in range(n) if j != i]].mean() for i in range(n)])
         total = total + a.detach() @ (new[:, t] * mask[:, t])
-    return total / 3
+    return total / n
+
+
+def surrogate_with_k1_in_the_loss(new, ref, rewards, mask, beta):
+    a = rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
+    k1 = ((new - ref.detach()) * mask).sum(1)
+    return (a.detach() * (new * mask).sum(1) - beta * k1).mean()
+
+
+def surrogate_by_pairs(log_probs, ref_log_probs, rewards, mask, beta):
+    of_response = torch.where(mask, log_probs, 0.0).sum(1)
+    f = rewards - beta * (of_response - torch.where(mask, ref_log_probs, 0.0).sum(1))
+    table = (f[:, None] - f[None, :]).detach()
+    return torch.einsum("ij,i->", table, of_response) / (len(f) * (len(f) - 1))
 
 
 WRONG_SURROGATE = [
-    (surrogate(detach=False), "advantages are constants"),
+    (surrogate(detach=False), "reaches ref_log_probs and rewards: detach"),
+    (lambda n, q, r, *a: surrogate(detach=False)(n, q.detach(), r.detach(), *a), "are constants"),
+    (surrogate_with_k1_in_the_loss, "k1 in the loss"),
+    (surrogate(end=lambda x: x.sum() / 3), "the value is not right"),
+    (lambda *a: surrogate()(*a).abs(), "take no abs"),
+    (lambda n, q, r, m, b: surrogate()(n, q, r.sub_(1), m, b), "rewards in place"),
+    (lambda n, q, r, m, b: surrogate()(n, q, r, m, b) / m.sum() * m.numel(), "times T"),
     (surrogate(lambda f: 0), "not subtracted"),
     (surrogate(torch.mean), "the response itself is in the mean"),
     (surrogate(lambda f: f.sum() - f), "divide by B - 1"),
-    (surrogate(torch.mean, detach=False), "only the others are; and detach A"),
-    (surrogate(lambda f: (f.sum() - f) / 3), "divided by B; divide"),
+    (
+        surrogate(torch.mean, detach=False),
+        "only the others are; and detach ref_log_probs and rewards",
+    ),
+    (surrogate(lambda f: (f.sum() - f) / len(f)), "divided by B; divide"),
     (surrogate_by_step, "not of the tokens from t on"),
     (lambda n, q, *a: surrogate()(n, 0 * q, *a), "reference is missing"),
     (
@@ -186,7 +233,7 @@ WRONG_SURROGATE = [
     (lambda n, q, r, m, b: surrogate()(n, q, r, m, -b), "log-ratio is added"),
     (lambda n, q, r, m, b: surrogate()(n, q, b * r, m, 1.0), "the value is not right"),
     (lambda n, *a: surrogate()(n.detach(), *a), "no gradient reaches log_probs"),
-    (lambda n, q, *a: surrogate(detach=False)(n, q.detach(), *a), "gradient is not right"),
+    (lambda n, q, *a: surrogate(detach=False)(n, q.detach(), *a), "reaches rewards: detach"),
 ]
 
 
@@ -209,6 +256,14 @@ def rulers_by_the_best_policy(log_pi, log_ref, rewards, beta):
     kl = torch.distributions.kl_divergence
     gap = kl(torch.distributions.Categorical(logits=log_pi), best).mean()
     return 1 - gap / kl(torch.distributions.Categorical(logits=log_ref), best).mean(), gap
+
+
+def rulers_in_torch(log_pi, log_ref, rewards, beta):
+    p, q = log_pi.exp(), log_ref.exp()
+    j = (torch.einsum("pn,pn->p", p, rewards) - beta * (p * (log_pi - log_ref)).sum(1)).mean()
+    top = beta * torch.logsumexp(log_ref + rewards / beta, 1).mean()
+    ref = torch.einsum("pn,pn->", q, rewards) / len(q)
+    return torch.stack([(j - ref) / (top - ref), (top - j) / beta])
 
 
 def rulers(mean=torch.mean, z=lambda q, r, b: b * (q.exp() * (r / b).exp()).sum(1).log(), flip=1):
@@ -234,6 +289,12 @@ WRONG_RULERS = [
     (lambda *a: (1 - rulers()(*a)[0], rulers()(*a)[1]), "this is what is missing"),
     (lambda *a: rulers()(*a)[::-1], "the two are swapped"),
     (lambda *a: rulers()(*a)[0], "shape is not right"),
+    (lambda *a: torch.stack(rulers()(*a)).abs(), "take no abs"),
+    (lambda *a: torch.stack(rulers()(*a)).clamp(min=0), "do not cut it off"),
+    (lambda *a: torch.stack(rulers()(*a)).clamp(max=1), "the value is not right"),
+    (lambda *a: torch.stack(rulers()(*a)).clamp(min=0.01), "the value is not right"),
+    (lambda *a: rulers()(*(x[:2] for x in a[:3]), a[3]), "the value is not right"),
+    (lambda x, q, r, b: rulers()(x, q, r.sub_(r.mean()), b), "rewards in place"),
 ]
 
 
@@ -282,7 +343,26 @@ def updates(old="start", last="start", rounds=3, clip=True, kl_ref="new ref", di
     return answer
 
 
+def updates_on_paper_with_a_mean_of_words(x, q, words, a, *rest):
+    return updates()(x, q, words, a * len(words) / len(x), *rest)
+
+
+def updates_on_paper(logits, ref_logits, words, advantages, beta, epsilon, step_size):
+    x, q = logits.numpy().copy(), ref_logits.softmax(0).numpy()
+    old = np.exp(x) / np.exp(x).sum()
+    for _ in range(3):
+        p = np.exp(x) / np.exp(x).sum()
+        slope = -beta * p * (np.log(p / q) - p @ np.log(p / q))
+        for w, a in zip(words.tolist(), advantages.tolist(), strict=True):
+            r = p[w] / old[w]
+            if (r <= 1 + epsilon) if a > 0 else (r >= 1 - epsilon):
+                slope += a * r * (np.eye(len(p))[w] - p) / len(words)
+        x += step_size * slope
+    return x.tolist(), old @ np.log(old / (np.exp(x) / np.exp(x).sum()))
+
+
 WRONG_UPDATES = [
+    (updates_on_paper_with_a_mean_of_words, "divided by V"),
     (updates("before", "before"), "the bug is still there"),
     (updates("before"), "in the ratio π_old is still taken anew"),
     (updates(last="before"), "the KL is that of the last update"),
@@ -296,14 +376,22 @@ WRONG_UPDATES = [
     (updates(direction=-1), "it goes downhill"),
     (updates(last="ref"), "the value is not right"),
     (lambda *a: updates()(*a)[0], "shape is not right"),
+    (lambda *a: [updates()(*a)[0].abs(), updates()(*a)[1]], "take no abs"),
+    (lambda *a: updates()(*a[:-1], 0.8), "the value is not right"),
+    (lambda x, *z: updates()(x.sub_(x.mean()), *z), "logits in place"),
 ]
 
 
 RIGHT = {
-    "09-roll-out": [roll_out_in_loops, roll_out_first_and_cut_afterwards, roll_out()],
-    "09-surrogate": [surrogate_in_loops, surrogate_with_a_matrix, surrogate()],
-    "09-two-rulers": [rulers_in_loops, rulers_by_the_best_policy, rulers()],
-    "09-updates": [updates_with_torch, updates()],
+    "09-roll-out": [
+        roll_out_in_loops,
+        roll_out_first_and_cut_afterwards,
+        roll_out(),
+        roll_out_as_lists,
+    ],
+    "09-surrogate": [surrogate_in_loops, surrogate_with_a_matrix, surrogate(), surrogate_by_pairs],
+    "09-two-rulers": [rulers_in_loops, rulers_by_the_best_policy, rulers(), rulers_in_torch],
+    "09-updates": [updates_with_torch, updates(), updates_on_paper],
 }
 
 WRONG = {

@@ -25,6 +25,16 @@ def law_in_loops(p_ref, proxy, n):
     return np.array(law), sum(a * np.log(a / b) for a, b in zip(law, p, strict=True))
 
 
+def law_in_plain_python(p_ref, proxy, n):
+    p, r = p_ref.tolist(), proxy.tolist()
+    both = list(zip(p, r, strict=True))
+    out = []
+    for a, x in both:
+        f, g = sum(b for b, y in both if y <= x), sum(b for b, y in both if y < x)
+        out.append(a * (f**n - g**n) / (f - g))
+    return [out, sum(a * math.log(a / b) for a, b in zip(out, p, strict=True))]
+
+
 def law(ties="reference", kl="law", power=lambda f, g, n: f**n - g**n, first=True):
     def answer(p, r, n):
         f = torch.tensor([float(p[r <= x].sum()) for x in r], dtype=p.dtype)
@@ -60,9 +70,13 @@ WRONG_LAW = [
     (law(kl="entropy"), "lacks the reference"),
     (law(power=lambda f, g, n: f**n), "F⁻ is missing"),
     (law(power=lambda f, g, n: (1 - g) ** n - (1 - f) ** n), "the worst of n"),
-    (lambda p, r, n: law()(p, r, n - 1), "the value is not right"),
+    (lambda p, r, n: law()(p, r, n + 1), "the value is not right"),
     (lambda p, r, n: law()(p, -r, n), "the worst of n"),
     (law(first=False), "wrong order"),
+    (lambda p, r, n: law()(p[:4], r[:4], n), "shape is not right"),
+    (lambda p, r, n: law()(p, r, max(n, 2)), "the value is not right"),
+    (lambda p, r, n: (law()(p, r, n)[0], -law()(p, r, n)[1]), "its sign is"),
+    (lambda p, r, n: law()(p.div_(p.sum() + 0.1), r, n), "p_ref in place"),
     (lambda p, r, n: law()(p, r, n)[0], "shape is not right"),
 ]
 
@@ -89,6 +103,15 @@ def pot_by_ranks(likes, worth):
     return curve
 
 
+def pot_as_a_list(proxy, gold):
+    ranked = [g for _, g in sorted(zip(proxy.tolist(), gold.tolist(), strict=True))]
+    size = len(ranked)
+    return [
+        sum(math.comb(i, n) * g for i, g in enumerate(ranked)) / math.comb(size, n + 1)
+        for n in range(size)
+    ]
+
+
 def pot(sort=lambda r, g: g[torch.argsort(r)], top=lambda i, n: math.comb(i, n - 1), below=None):
     def answer(r, g):
         g, curve = sort(r, g), []
@@ -110,11 +133,15 @@ WRONG_POT = [
     (pot(below=lambda size, n: 1), "not divided by the number"),
     (pot(top=lambda i, n: (i + 1) ** n - i**n, below=lambda s, n: s**n), "put back"),
     (
-        lambda r, g: torch.stack([g[r[: n + 1].argmax()] for n in range(6)]),
+        lambda r, g: torch.stack([g[r[: n + 1].argmax()] for n in range(len(g))]),
         "the value is not right",
     ),
     (lambda r, g: pot()(r, g)[1:], "shape is not right"),
     (lambda r, g: 2 * pot()(r, g), "the value is not right"),
+    (lambda r, g: pot()(r, g).abs(), "take no abs"),
+    (lambda r, g: pot()(r, g).clamp(min=0), "do not cut it off"),
+    (lambda r, g: pot()(r, g)[:4], "shape is not right"),
+    (lambda r, g: pot()(r, g.copy_(g[r.argsort()])), "gold in place"),
 ]
 
 
@@ -140,6 +167,14 @@ def nat_by_torch(f, r, g, price):
     return (p / f).log() @ p, g @ p, price * table[0, 1] / table[1, 1]
 
 
+def nat_stacked(p_ref, proxy, gold, beta):
+    log_p = (p_ref.log() + proxy / beta).log_softmax(0)
+    p = log_p.exp()
+    mean = torch.stack([gold, proxy]) @ p
+    cov = torch.einsum("v,iv,jv->ij", p, *[torch.stack([gold, proxy]) - mean[:, None]] * 2)
+    return torch.stack([p @ (log_p - p_ref.log()), mean[0], beta * cov[0, 1] / cov[1, 1]])
+
+
 def nat(tilt=lambda f, r, g, b: f.log() + r / b, weights=None, slope=None, swap=False):
     def answer(f, r, g, b):
         p = tilt(f, r, g, b).softmax(0)
@@ -160,7 +195,7 @@ WRONG_NAT = [
     (nat(lambda f, r, g, b: f + r / b), "the value is not right"),
     (nat(swap=True), "arguments are swapped"),
     (nat(weights=lambda p, f: f), "under the reference"),
-    (nat(weights=lambda p, f: torch.full_like(p, 1 / 5)), "the value is not right"),
+    (nat(weights=lambda p, f: torch.full_like(p, 1 / len(p))), "the value is not right"),
     (nat(slope=lambda c, r, g, b: c / r), "per nat: β is missing"),
     (nat(slope=lambda c, r, g, b: c / r / b), "the value is not right"),
     (nat(slope=lambda c, r, g, b: b * c / g), "is that of the proxy"),
@@ -168,7 +203,11 @@ WRONG_NAT = [
     (nat(slope=lambda c, r, g, b: b * c / r**0.5), "the value is not right"),
     (nat(slope=lambda c, r, g, b: b * c), "the variance is missing"),
     (lambda *a: nat()(*a)[2], "shape is not right"),
-    (lambda *a: torch.stack(nat()(*a)), "shape is not right"),
+    (lambda *a: torch.stack(nat()(*a))[:2], "shape is not right"),
+    (lambda *a: torch.stack(nat()(*a)).abs(), "take no abs"),
+    (lambda *a: torch.stack(nat()(*a)).clamp(min=0), "do not cut it off"),
+    (lambda f, r, g, b: nat()(f, r, g.sub_(1), b), "gold in place"),
+    (nat(slope=lambda c, r, g, b: c / b), "the value is not right"),
 ]
 
 
@@ -209,6 +248,21 @@ def stop_at_the_highest_yet(kl, gold, budget):
             s = (budget - x[i - 1]) / (x[i] - x[i - 1])
             ends.append((i - 1 + s, (1 - s) * y[i - 1] + s * y[i]))
     return np.array(ends).T
+
+
+def stop_at_the_running_maximum(kl, gold, budget):
+    return stop_in_steps(torch.cummax(kl, dim=1)[0], gold, budget)
+
+
+def stop_in_two_lists(kl, gold, budget):
+    steps, points = [], []
+    for x, y in zip(kl.tolist(), gold.tolist(), strict=True):
+        i = next((i for i, nats in enumerate(x) if nats >= budget), None)
+        s = 1 if i is None else (budget - x[i - 1]) / (x[i] - x[i - 1])
+        i = len(x) - 1 if i is None else i
+        steps.append(i - 1 + s)
+        points.append((1 - s) * y[i - 1] + s * y[i])
+    return steps, points
 
 
 def stop_as_published(kl, gold, budget):
@@ -266,14 +320,19 @@ WRONG_STOP = [
     (stop(share=lambda x, y, b: b / y), "the value is not right"),
     (lambda *a: stop()(*a).flip(0), "the rows are swapped"),
     (lambda *a: stop()(*a).T, "shape is not right"),
+    (stop_at_the_running_maximum, "interpolate the KL itself"),
+    (lambda *a: stop()(*a).abs(), "take no abs"),
+    (lambda kl, g, b: stop()(kl[:, :6], g[:, :6], b), "the value is not right"),
+    (lambda kl, g, b: stop()(kl.copy_(kl.cummax(1).values), g, b), "kl in place"),
+    (stop(last=lambda kl: 5), "the value is not right"),
 ]
 
 
 RIGHT = {
-    "10-law": [law_with_unique, law_in_loops, law()],
-    "10-pot": [pot_with_fractions, pot_by_ranks, pot()],
-    "10-next-nat": [nat_in_loops, nat_by_torch, nat()],
-    "10-stop": [stop_in_steps, stop_at_once, stop_at_the_highest_yet, stop()],
+    "10-law": [law_with_unique, law_in_loops, law(), law_in_plain_python],
+    "10-pot": [pot_with_fractions, pot_by_ranks, pot(), pot_as_a_list],
+    "10-next-nat": [nat_in_loops, nat_by_torch, nat(), nat_stacked],
+    "10-stop": [stop_in_steps, stop_at_once, stop_at_the_highest_yet, stop(), stop_in_two_lists],
 }
 
 WRONG = {

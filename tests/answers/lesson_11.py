@@ -56,7 +56,7 @@ WRONG_BUG = [
     (bug(back, leak=True), "log-ratios of the padding are charged"),
     (bug(back, end=lambda y: y.sum()), "responses are added up"),
     (bug(back, end=lambda y: -y.sum(1).mean()), "sign is wrong"),
-    (bug(back, end=lambda y: y.mean()), "the value is not right"),
+    (bug(back, end=lambda y: y.mean()), "averaged over [B, T]"),
     (bug(back, end=lambda y: y.sum(1)), "the shape is not right"),
     (lambda x, ref, r, b, m: bug(back)(x, ref, r, 1.0, m), "β is missing"),
     (lambda x, ref, r, b, m: bug(back)(x, ref, r, b, m | True), "the mask is not used"),
@@ -67,23 +67,23 @@ WRONG_BUG = [
             .div(m.sum(1))
             .mean()
         ),
-        "add up the tokens",
+        "a mean of means",
     ),
     (
         lambda x, ref, r, b, m: (
             ((x * (r[:, None] - b * back((x - ref) * m).detach())) * m).sum(1).mean()
         ),
-        "the rewards are constants",
+        "reaches rewards: detach",
     ),
     (
         lambda x, ref, r, b, m: ((x * (r[:, None] - b * back((x - ref) * m))) * m).sum(1).mean(),
-        "the bracket is a constant: detach all of it",
+        "reaches ref_log_probs and rewards: detach",
     ),
     (
         lambda x, ref, r, b, m: (
             ((x * (r.detach()[:, None] - b * back((x - ref) * m))) * m).sum(1).mean()
         ),
-        "detach the log-ratios, reference and all",
+        "reaches ref_log_probs: detach",
     ),
     (
         lambda x, ref, r, b, m: (
@@ -116,7 +116,7 @@ def rloo_in_loops(log_probs, ref_log_probs, rewards, beta):
 def rloo(base=None, *, price=lambda b: b, detach=True, spread=False, end=torch.mean):
     def answer(x, ref, r, b):
         g = r.detach() - price(b) * (x - ref.detach())
-        a = g - (base(g) if base else (g.sum(1, keepdim=True) - g) / 3)
+        a = g - (base(g) if base else (g.sum(1, keepdim=True) - g) / (g.shape[1] - 1))
         a = a / a.std(1, keepdim=True, correction=0) if spread else a
         return end(x * (a.detach() if detach else a))
 
@@ -145,15 +145,15 @@ WRONG_RLOO = [
     (rloo(lambda g: g.mean(1, keepdim=True)), "own response is in the baseline"),
     (rloo(lambda g: (g.sum(1, keepdim=True) - g) / g.shape[1]), "n - 1 others"),
     (rloo(torch.zeros_like), "the baseline is missing"),
-    (rloo(lambda g: -(g.sum(1, keepdim=True) - g) / 3), "baseline is added"),
-    (rloo(lambda g: (g.sum() - g) / 7), "others are those of the same row"),
+    (rloo(lambda g: -(g.sum(1, keepdim=True) - g) / (g.shape[1] - 1)), "baseline is added"),
+    (rloo(lambda g: (g.sum() - g) / (g.numel() - 1)), "others are those of the same row"),
     (rloo(lambda g: (g.sum(0) - g) / 1), "the value is not right"),
     (rloo_without_the_others_kl, "only rewards are in the baseline"),
     (rloo_with_k1_as_loss, "the log-ratio is in the loss"),
     (rloo(detach=False), "what is charged is a constant: detach the log-ratios"),
-    (rloo_of(lambda r, b, k: r - b * k), "the bracket is a constant: detach all of it"),
-    (rloo_of(lambda r, b, k: r - b * k.detach()), "the rewards are constants"),
-    (rloo_of(lambda r, b, k: r.detach() - b * k), "detach the log-ratios, reference and all"),
+    (rloo_of(lambda r, b, k: r - b * k), "reaches ref_log_probs and rewards: detach"),
+    (rloo_of(lambda r, b, k: r - b * k.detach()), "reaches rewards: detach"),
+    (rloo_of(lambda r, b, k: r.detach() - b * k), "reaches ref_log_probs: detach"),
     (rloo(price=lambda b: 0), "the KL is missing"),
     (rloo(price=lambda b: -b), "the KL is added"),
     (rloo(price=lambda b: 1), "β is missing"),
@@ -193,6 +193,29 @@ def dpo(
     return answer
 
 
+def dpo_without_a_detach(log_probs, ref_log_probs, mask, beta):
+    x = torch.where(mask, log_probs - ref_log_probs, 0.0).sum(-1)
+    return -F.logsigmoid(beta * (x[0] - x[1])).mean()
+
+
+def dpo_as_softplus(policy, reference, mask, beta):
+    won, lost = (beta * (policy - reference) * mask).sum(dim=2)
+    return F.softplus(lost - won).sum() / len(won)
+
+
+def dpo_as_a_softmax(log_probs, ref_log_probs, mask, beta):
+    margins = torch.einsum("cnt,cnt->nc", log_probs - ref_log_probs, mask.double()) * beta
+    return F.cross_entropy(margins, torch.zeros(len(margins)).long())
+
+
+def dpo_pair_by_pair(log_probs, ref_log_probs, mask, beta):
+    losses = []
+    for n in range(mask.shape[1]):
+        d = [(log_probs[k, n] - ref_log_probs[k, n])[mask[k, n]].sum() for k in range(2)]
+        losses.append(torch.log1p(torch.exp(-beta * (d[0] - d[1]))))
+    return sum(losses) / len(losses)
+
+
 def dpo_of_means(x, ref, m, b):
     both = ((x - ref.detach()) * m).sum(-1) / m.sum(-1)
     return -F.logsigmoid(b * (both[0] - both[1])).mean()
@@ -211,11 +234,13 @@ WRONG_DPO = [
     (dpo(lambda d, b: -torch.sigmoid(b * d)), "logarithm is missing"),
     (dpo(lambda d, b: -b * d), "σ is missing"),
     (dpo_of_means, "tokens are averaged"),
-    (dpo(tokens=torch.mean), "the value is not right"),
+    (dpo(tokens=torch.mean), "padding and all"),
+    (dpo(lambda d, b: -F.logsigmoid(b * b * d)), "β is squared"),
+    (dpo(end=lambda y: y.sum() / 3), "the value is not right"),
+    (lambda x, ref, m, b: dpo()(x, ref.mul_(m), m, b), "ref_log_probs in place"),
     (dpo(end=torch.sum), "pairs are added up"),
     (dpo(end=lambda y: y), "the shape is not right"),
     (lambda x, ref, m, b: dpo()(x, ref, torch.ones_like(m), b), "the padding counts"),
-    (lambda x, ref, m, b: dpo(ratio=lambda y, _: y - ref)(x, ref, m, b), "reference is a constant"),
     (lambda *a: dpo()(*a).detach(), "no gradient reaches log_probs"),
 ]
 
@@ -258,29 +283,37 @@ WRONG_GRPO = [
     (grpo(b=lambda b, s: s), "β times s, not s"),
     (grpo(b=lambda b, s: b * s.mean()), "own coefficient"),
     (grpo(b=lambda b, s: b * s[:, None]), "the shape is not right"),
-    (grpo(b=lambda b, s: b * s**2), "returned 2 of 2 [4] is"),
+    (grpo(b=lambda b, s: b * s**2), "returned 2 of 2 at"),
     (lambda r, b: ((a := grpo()(r, b))[0] * a[1][:, None] / b, a[1]), "not divided by s"),
     (lambda r, b: grpo(s=lambda r: r.std(1, keepdim=True, correction=0) + 1e-4)(r, b), "not right"),
     (
         lambda r, b: (
-            (r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True, correction=0) + 1e-4),
+            (r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True, correction=0) + 1e-6),
             b * r.std(1, correction=0),
         ),
         "divide by s alone",
     ),
     (grpo(s=lambda r: r.std(correction=0)), "each group has its own s"),
     (
-        lambda r, b: ((r - r.mean()) / r.std(correction=0), b * r.std(correction=0).expand(4)),
+        lambda r, b: ((r - r.mean()) / r.std(correction=0), b * r.std(correction=0).expand(len(r))),
         "its own mean and s",
     ),
-    (lambda r, b: grpo()(r, b)[0], "; it returned 1 array [4, 5]"),
+    (lambda r, b: grpo()(r, b)[0], "yours 1 array [4, 5]"),
 ]
 
 
 RIGHT = {
     "11-bug": [bug_by_a_triangle, bug_in_single_precision, bug(back)],
     "11-rloo": [rloo_by_the_group_mean, rloo_in_loops, rloo()],
-    "11-dpo": [dpo_in_loops, dpo_in_single_precision, dpo()],
+    "11-dpo": [
+        dpo_in_loops,
+        dpo_in_single_precision,
+        dpo(),
+        dpo_without_a_detach,
+        dpo_as_softplus,
+        dpo_as_a_softmax,
+        dpo_pair_by_pair,
+    ],
     "11-grpo": [grpo_in_numpy, grpo_in_loops, grpo()],
 }
 

@@ -4,14 +4,14 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal, uniform
-from ppo_toy.kl import kl_divergence
+from ppo_toy.classroom.inputs import KLS, log_ratio, normal, sizes, uniform
+from ppo_toy.kl import kl_divergence as _kl
 
 # The brake of a response: beta * sum_t KL(pi || ref).
 
 
-def _steps(generator: Generator) -> dict:
-    logits, ref_logits = normal(2, 3, 2, 4, generator=generator)
+def _steps(generator: Generator, k: int) -> dict:
+    logits, ref_logits = normal(2, *sizes(k, 3), generator=generator)
     return {"logits": logits, "ref_logits": ref_logits, "beta": uniform(0.3, 1.3, generator)}
 
 
@@ -29,8 +29,8 @@ def _brake(logits: Tensor, ref_logits: Tensor, beta: float) -> Tensor:
     return torch.stack(totals)
 
 
-def _log_ratio(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    return logits.log_softmax(-1) - ref_logits.log_softmax(-1)
+def _pay(kl=_kl, total=lambda kl: kl.sum(-1)):
+    return lambda logits, ref_logits, beta: beta * total(kl(logits, ref_logits))
 
 
 BRAKE = Exercise(
@@ -39,41 +39,13 @@ BRAKE = Exercise(
     route=_brake,
     differentiate=("logits",),
     own=("kl_divergence", "kl_of_log_probs", "masked_kl", "per_step_kl"),
-    mistakes={
-        "the KL's arguments are swapped: the policy stands first": lambda logits, ref, beta: (
-            beta * kl_divergence(ref, logits).sum(-1)
-        ),
-        "β is missing": lambda logits, ref, beta: kl_divergence(logits, ref).sum(-1),
-        "the brake is divided by β instead of multiplied": lambda logits, ref, beta: (
-            kl_divergence(logits, ref).sum(-1) / beta
-        ),
-        "the sign is wrong: a KL is never negative": lambda logits, ref, beta: (
-            -beta * kl_divergence(logits, ref).sum(-1)
-        ),
-        "the steps are averaged; J has their sum": lambda logits, ref, beta: (
-            beta * kl_divergence(logits, ref).mean(-1)
-        ),
-        "the words are averaged; the KL is their sum": lambda logits, ref, beta: (
-            beta * kl_divergence(logits, ref).sum(-1) / logits.shape[-1]
-        ),
-        "the log-ratios are not weighted by the policy's probabilities": lambda logits, ref, beta: (
-            beta * _log_ratio(logits, ref).sum((-2, -1))
-        ),
-        "the log-ratios are weighted by the reference's probabilities": lambda logits, ref, beta: (
-            beta * (ref.softmax(-1) * _log_ratio(logits, ref)).sum((-2, -1))
-        ),
-        "logits are not log-probabilities: normalise both first": lambda logits, ref, beta: (
-            beta * (logits.softmax(-1) * (logits - ref)).sum((-2, -1))
-        ),
-        "all responses are added up; one number for each is wanted": lambda logits, ref, beta: (
-            beta * kl_divergence(logits, ref).sum()
-        ),
-        "the step axis is still there: add up the steps": lambda logits, ref, beta: (
-            beta * kl_divergence(logits, ref)
-        ),
-        "no gradient is left: detach nothing, the probabilities least": lambda logits, ref, beta: (
-            beta * (logits.softmax(-1).detach() * _log_ratio(logits, ref)).sum((-2, -1))
-        ),
+    mistakes={text: _pay(kl) for text, kl in KLS.items()}
+    | {
+        "β is missing": lambda x, ref, b: _pay()(x, ref, 1),
+        "the brake is divided by β instead of multiplied": lambda x, ref, b: _pay()(x, ref, 1 / b),
+        "the steps are averaged; J has their sum": _pay(total=lambda kl: kl.mean(-1)),
+        "all responses are added up; one number for each is wanted": _pay(total=torch.sum),
+        "the step axis is still there: add up the steps": _pay(total=lambda kl: kl),
     },
 )
 
@@ -81,24 +53,20 @@ BRAKE = Exercise(
 # J of a policy over V words, exactly.
 
 
-def _words(generator: Generator) -> dict:
-    logits, ref_logits, rewards = normal(3, 4, generator=generator)
-    return {
-        "logits": logits,
-        "ref_logits": ref_logits,
-        "rewards": rewards,
-        "beta": uniform(0.3, 1.3, generator),
-    }
+def _words(generator: Generator, k: int) -> dict:
+    logits, ref_logits, rewards = normal(3, *sizes(k, 1, low=3), generator=generator)
+    beta, rewards = uniform(0.3, 1.3, generator), rewards + (0, 2, -2, 0)[k]
+    return {"logits": logits, "ref_logits": ref_logits, "rewards": rewards, "beta": beta}
 
 
 def _objective(logits: Tensor, ref_logits: Tensor, rewards: Tensor, beta: float) -> Tensor:
     """J = beta * (log Z - KL(pi || pi*)): the gap to the best policy is a KL."""
     best = ref_logits.log_softmax(-1) + rewards / beta
-    return beta * (best.logsumexp(-1) - kl_divergence(logits, best))
+    return beta * (best.logsumexp(-1) - _kl(logits, best))
 
 
 def _j(p: Tensor, logits: Tensor, ref: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    return (p * (rewards - beta * _log_ratio(logits, ref))).sum()
+    return (p * (rewards - beta * log_ratio(logits, ref))).sum()
 
 
 OBJECTIVE = Exercise(
@@ -109,46 +77,36 @@ OBJECTIVE = Exercise(
     own=("penalized_objective", "evaluate", "kl_divergence", "kl_of_log_probs"),
     mistakes={
         "β is missing": lambda x, ref, r, beta: _j(x.softmax(-1), x, ref, r, 1.0),
-        "the brake is added; it has to be subtracted": lambda x, ref, r, beta: _j(
-            x.softmax(-1), x, ref, r, -beta
-        ),
+        "the brake is added; it has to be subtracted":
+            lambda x, ref, r, beta: _j(x.softmax(-1), x, ref, r, -beta),
         "the brake is missing": lambda x, ref, r, beta: x.softmax(-1) @ r,
-        "the accelerator is missing: no reward in it": lambda x, ref, r, beta: _j(
-            x.softmax(-1), x, ref, 0 * r, beta
-        ),
-        "the KL's arguments are swapped: the policy stands first": lambda x, ref, r, beta: (
-            x.softmax(-1) @ r - beta * kl_divergence(ref, x)
-        ),
-        "the reward is averaged over the words, not over the policy": lambda x, ref, r, beta: (
-            r.mean() - beta * kl_divergence(x, ref)
-        ),
-        "the expectation is the reference's, not the policy's": lambda x, ref, r, beta: _j(
-            ref.softmax(-1), x, ref, r, beta
-        ),
-        "β stands before the reward; it is the price of the KL": lambda x, ref, r, beta: (
-            beta * (x.softmax(-1) @ r) - kl_divergence(x, ref)
-        ),
-        "one number is wanted: add up the words": lambda x, ref, r, beta: (
-            x.softmax(-1) * (r - beta * _log_ratio(x, ref))
-        ),
-        "the probabilities carry no gradient: they depend on θ too": lambda x, ref, r, beta: _j(
-            x.softmax(-1).detach(), x, ref, r, beta
-        ),
-        "the KL carries no gradient: it depends on θ too": lambda x, ref, r, beta: (
-            x.softmax(-1) @ r - beta * kl_divergence(x, ref).detach()
-        ),
-        "the accelerator carries no gradient: it depends on θ too": lambda x, ref, r, beta: (
-            x.softmax(-1).detach() @ r - beta * kl_divergence(x, ref)
-        ),
+        "the accelerator is missing: no reward in it":
+            lambda x, ref, r, beta: _j(x.softmax(-1), x, ref, 0 * r, beta),
+        "the KL's arguments are swapped: the policy stands first":
+            lambda x, ref, r, beta: x.softmax(-1) @ r - beta * _kl(ref, x),
+        "the reward is averaged over the words, not over the policy":
+            lambda x, ref, r, beta: r.mean() - beta * _kl(x, ref),
+        "the expectation is the reference's, not the policy's":
+            lambda x, ref, r, beta: _j(ref.softmax(-1), x, ref, r, beta),
+        "β stands before the reward; it is the price of the KL":
+            lambda x, ref, r, beta: beta * (x.softmax(-1) @ r) - _kl(x, ref),
+        "one number is wanted: add up the words":
+            lambda x, ref, r, beta: x.softmax(-1) * (r - beta * log_ratio(x, ref)),
+        "the probabilities carry no gradient: they depend on θ too":
+            lambda x, ref, r, beta: _j(x.softmax(-1).detach(), x, ref, r, beta),
+        "the KL carries no gradient: it depends on θ too":
+            lambda x, ref, r, beta: x.softmax(-1) @ r - beta * _kl(x, ref).detach(),
+        "the accelerator carries no gradient: it depends on θ too":
+            lambda x, ref, r, beta: x.softmax(-1).detach() @ r - beta * _kl(x, ref),
     },
-)
+)  # fmt: skip
 
 
 # The best policy of a table.
 
 
-def _table(generator: Generator) -> dict:
-    ref_logits, rewards = normal(2, 5, generator=generator)
+def _table(generator: Generator, k: int) -> dict:
+    ref_logits, rewards = normal(2, *sizes(k, 1, low=3), generator=generator)
     beta = uniform(0.3, 1.3, generator)
     return {"p_ref": ref_logits.softmax(-1), "rewards": rewards, "beta": beta}
 
@@ -181,17 +139,25 @@ BEST_POLICY = Exercise(
         "β divides the reference too; only the reward is divided": lambda p, r, beta: (
             (p.log() + r) / beta
         ).softmax(-1),
-        "this is the greedy policy; with a brake every word keeps a share": lambda p, r, beta: (
-            torch.eye(len(r), dtype=r.dtype)[r.argmax()]
-        ),
-        "Z carries no gradient: it depends on the rewards too": lambda p, r, beta: (
-            p * (r / beta).exp() / (p * (r / beta).exp()).sum().detach()
-        ),
+        "this is the greedy policy; with a brake every word keeps a share":
+            lambda p, r, beta: torch.eye(len(r), dtype=r.dtype)[r.argmax()],
+        "Z carries no gradient: it depends on the rewards too":
+            lambda p, r, beta: p * (r / beta).exp() / (p * (r / beta).exp()).sum().detach(),
     },
-)
+)  # fmt: skip
 
 
 # The gradient of J with respect to the logits.
+
+
+def _anywhere(generator: Generator, k: int) -> dict:
+    """The policy is π* in case 1; in case 2 there is a word that it never says."""
+    case = _words(generator, k)
+    if k == 1:
+        case["logits"] = case["ref_logits"] + case["rewards"] / case["beta"]
+    if k == 2:
+        case["logits"][0] = -800
+    return case
 
 
 def _gradient(logits: Tensor, ref_logits: Tensor, rewards: Tensor, beta: float) -> Tensor:
@@ -201,7 +167,7 @@ def _gradient(logits: Tensor, ref_logits: Tensor, rewards: Tensor, beta: float) 
 
 
 def _net(x: Tensor, ref: Tensor, r: Tensor, beta: float) -> Tensor:
-    return r - beta * _log_ratio(x, ref)
+    return r - beta * log_ratio(x, ref)
 
 
 def _covariance(p: Tensor, net: Tensor) -> Tensor:
@@ -210,33 +176,27 @@ def _covariance(p: Tensor, net: Tensor) -> Tensor:
 
 GRADIENT = Exercise(
     name="01-gradient",
-    draw=_words,
+    draw=_anywhere,
     route=_gradient,
     own=("gradient", "exact"),
     mistakes={
-        "J is not subtracted: what counts is the net worth above it": lambda x, ref, r, beta: (
-            x.softmax(-1) * _net(x, ref, r, beta)
-        ),
-        "the factor π(v) is missing": lambda x, ref, r, beta: (
-            _net(x, ref, r, beta) - x.softmax(-1) @ _net(x, ref, r, beta)
-        ),
-        "this is the gradient of the reward alone; the brake is missing": lambda x, ref, r, beta: (
-            _covariance(x.softmax(-1), r)
-        ),
-        "the sign is wrong: J is maximised, so its gradient points uphill": lambda x, ref, r, b: (
-            -_covariance(x.softmax(-1), _net(x, ref, r, b))
-        ),
+        "J is not subtracted: what counts is the net worth above it":
+            lambda x, ref, r, beta: x.softmax(-1) * _net(x, ref, r, beta),
+        "the factor π(v) is missing":
+            lambda x, ref, r, beta: _net(x, ref, r, beta) - x.softmax(-1) @ _net(x, ref, r, beta),
+        "this is the gradient of the reward alone; the brake is missing":
+            lambda x, ref, r, beta: _covariance(x.softmax(-1), r),
+        "the sign is wrong: J is maximised, so its gradient points uphill":
+            lambda x, ref, r, b: -_covariance(x.softmax(-1), _net(x, ref, r, b)),
         "β is missing": lambda x, ref, r, beta: _covariance(x.softmax(-1), _net(x, ref, r, 1.0)),
-        "the brake pulls the wrong way: it is subtracted": lambda x, ref, r, beta: _covariance(
-            x.softmax(-1), _net(x, ref, r, -beta)
-        ),
+        "the brake pulls the wrong way: it is subtracted":
+            lambda x, ref, r, beta: _covariance(x.softmax(-1), _net(x, ref, r, -beta)),
         "the plain mean is subtracted; J is the mean under the policy": lambda x, ref, r, beta: (
             x.softmax(-1) * (_net(x, ref, r, beta) - _net(x, ref, r, beta).mean())
         ),
-        "J is subtracted without its brake": lambda x, ref, r, beta: (
-            x.softmax(-1) * (_net(x, ref, r, beta) - x.softmax(-1) @ r)
-        ),
+        "J is subtracted without its brake":
+            lambda x, ref, r, beta: x.softmax(-1) * (_net(x, ref, r, beta) - x.softmax(-1) @ r),
     },
-)
+)  # fmt: skip
 
 EXERCISES = [BRAKE, OBJECTIVE, BEST_POLICY, GRADIENT]

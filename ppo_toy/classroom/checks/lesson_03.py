@@ -1,26 +1,34 @@
 """Lesson 03, policy gradient: a batch without reward, the future KL, the surrogate."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal, random_mask, uniform
+from ppo_toy.classroom.inputs import (  # fmt: skip
+    KLS,
+    MEANS,
+    drawn,
+    log_ratio,
+    mean_of,
+    normal,
+    random_mask,
+    sizes,
+    uniform,
+)
+from ppo_toy.classroom.inputs import log_p as _log
 from ppo_toy.kl import kl_divergence as _kl
-
-N_WORDS = 5
-
 
 # The gradient of J from a batch of single words.
 
 
-def _words(generator: Generator) -> dict:
-    logits, ref_logits = normal(2, 4, generator=generator)
-    drawn = {"words": torch.randint(4, (N_WORDS,), generator=generator)}
-    drawn |= {"rewards": normal(N_WORDS, generator=generator), "beta": uniform(0.3, 1.3, generator)}
-    return {"logits": logits, "ref_logits": ref_logits, **drawn}
+def _words(generator: Generator, k: int) -> dict:
+    v, b = sizes(k, 2, low=3)
+    logits, ref_logits = normal(2, v, generator=generator)
+    case = {"words": torch.randint(v, (b,), generator=generator)}
+    case |= {"rewards": normal(b, generator=generator), "beta": uniform(0.3, 1.3, generator)}
+    return {"logits": logits, "ref_logits": ref_logits, **case}
 
 
 def _batch_gradient(logits, ref_logits, words, rewards, beta):
@@ -34,16 +42,12 @@ def _batch_gradient(logits, ref_logits, words, rewards, beta):
     return total / len(words) - beta * p * (log_ratio - (p * log_ratio).sum())
 
 
-def _log_ratio(x: Tensor, q: Tensor) -> Tensor:
-    return x.log_softmax(-1) - q.log_softmax(-1)
-
-
 def _estimate(x, q, a, r, b, *, push=1.0, pull=1.0, earns=lambda r, kl, k1, p: r, swap=False):
     """The estimate, with something else in the place of some of it."""
     p = x.softmax(-1)
     scores = torch.eye(len(x), dtype=x.dtype)[a] - p
-    of_kl = p - q.softmax(-1) if swap else p * (_log_ratio(x, q) - _kl(x, q))
-    earned = earns(r, b * _kl(x, q), b * _log_ratio(x, q)[a], p[a]).unsqueeze(-1)
+    of_kl = p - q.softmax(-1) if swap else p * (log_ratio(x, q) - _kl(x, q))
+    earned = earns(r, b * _kl(x, q), b * log_ratio(x, q)[a], p[a]).unsqueeze(-1)
     return push * (earned * scores).mean(0) - pull * b * of_kl
 
 
@@ -58,30 +62,33 @@ BATCH_GRADIENT = Exercise(
         "the brake is added; it has to be subtracted": partial(_estimate, pull=-1),
         "the sign is wrong: the gradient points uphill": partial(_estimate, push=-1, pull=-1),
         "β is missing": lambda x, q, a, r, b: _estimate(x, q, a, r, 1.0),
-        "the words drawn are added up; their mean is wanted": partial(_estimate, push=N_WORDS),
-        "right on average, but the KL must not be in the first term": partial(
-            _estimate, earns=lambda r, kl, *_: r - kl
-        ),
-        "right on average, but this is form (B); here the KL is exact": partial(
-            _estimate, earns=lambda r, kl, k1, p: r - k1, pull=0
-        ),
+        "the words drawn are added up; their mean is wanted":
+            lambda x, q, a, r, b: _estimate(x, q, a, r * len(r), b),
+        "it is divided by V; divide by the number of words drawn":
+            lambda x, q, a, r, b: _estimate(x, q, a, r * len(r) / len(x), b),
+        "the log-ratio of the words drawn is no KL: its derivative has no reference":
+            (lambda x, q, a, r, b: _estimate(x, q, a, r - b, b, pull=0)),
+        "right on average, but the KL must not be in the first term":
+            partial(_estimate, earns=lambda r, kl, *_: r - kl),
+        "right on average, but this is form (B); here the KL is exact":
+            partial(_estimate, earns=lambda r, kl, k1, p: r - k1, pull=0),
         "no baseline is wanted here": partial(_estimate, earns=lambda r, *_: r - r.mean()),
-        "R multiplies probabilities, not logarithms": partial(
-            _estimate, earns=lambda r, *z: r * z[-1]
-        ),
+        "R multiplies probabilities, not logarithms":
+            partial(_estimate, earns=lambda r, *z: r * z[-1]),
         "the KL's arguments are swapped: the policy stands first": partial(_estimate, swap=True),
     },
-)
+)  # fmt: skip
 
 
 # What a token is answerable for.
 
 
-def _steps(generator: Generator) -> dict:
-    mask = random_mask(1, 2, 4, generator=generator)
-    kl = 0.1 + torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    kl[~mask] = 99.0
-    rewards = normal(3, generator=generator)
+def _steps(generator: Generator, k: int) -> dict:
+    b, t = sizes(k, 2)
+    mask = random_mask(b, t, generator)
+    kl = normal(b, t, generator=generator).abs() + 0.1
+    kl[~mask] = 99
+    rewards = normal(b, generator=generator)
     return {"rewards": rewards, "kl": kl, "beta": uniform(0.3, 1.3, generator), "mask": mask}
 
 
@@ -100,56 +107,48 @@ def _from(k: Tensor) -> Tensor:
 
 def _g(r, k, b, m, *, charge=lambda k: _from(k) - k, inside=False, outside=False, brake=1.0):
     """G, with another charge; with padding inside its sum, or left outside."""
-    charged = charge(k * (m | inside))
-    return (r.unsqueeze(-1) - brake * b * charged) * (m | outside)
+    charged = charge(k.masked_fill(~(m | inside), 0))
+    return (r.unsqueeze(-1) - brake * b * charged).masked_fill(~(m | outside), 0)
 
-
-_CHARGES = {  # the likely ones first
-    "the token's own KL is in: only later steps count": partial(_g, charge=_from),
-    "all steps are charged: only later ones count": partial(_g, charge=lambda k: k.sum(1, True)),
-    "the earlier steps are charged: turn it around": partial(_g, charge=lambda k: k.cumsum(-1) - k),
-    "the sum ends here: turn it around": partial(_g, charge=lambda k: k.cumsum(-1)),
-    "the future KL is missing: this is the reward alone": partial(_g, brake=0),
-    "only the next step is charged: add up all that follow": partial(
-        _g, charge=lambda k: torch.cat([k[:, 1:], 0 * k[:, :1]], -1)
-    ),
-    "padding counts: the KL behind the mask is charged": partial(_g, inside=True),
-    "behind the mask G has to be 0": partial(_g, outside=True),
-    "β is missing": lambda r, k, b, m: _g(r, k, 1.0, m),
-    "the KL is added; it has to be subtracted": partial(_g, brake=-1),
-    "the reward is missing": lambda r, k, b, m: _g(0 * r, k, b, m),
-}
 
 ANSWERABLE = Exercise(
     name="03-answerable",
     draw=_steps,
     route=_answerable,
-    differentiate=("rewards", "kl"),
+    constants=("rewards", "kl"),
     own=("reward_to_go",),
     mistakes={
-        "a gradient flows through G: detach it": _g,
-        "a gradient reaches kl: G is a constant": lambda r, k, b, m: _g(r.detach(), k, b, m),
-        "a gradient reaches rewards: G is a constant": lambda r, k, b, m: _g(r, k.detach(), b, m),
-    }
-    | {text: lambda *x, f=f: f(*x).detach() for text, f in _CHARGES.items()}
-    | {f"{text}; and detach G": f for text, f in list(_CHARGES.items())[:5]},
-)
+        "the token's own KL is in: only later steps count": partial(_g, charge=_from),
+        "all steps are charged: only later ones count":
+            partial(_g, charge=lambda k: k.sum(1, True)),
+        "the earlier steps are charged: turn it around":
+            partial(_g, charge=lambda k: k.cumsum(-1) - k),
+        "the sum ends here: turn it around": partial(_g, charge=lambda k: k.cumsum(-1)),
+        "the future KL is missing: this is the reward alone": partial(_g, brake=0),
+        "only the next step is charged: add up all that follow":
+            partial(_g, charge=lambda k: torch.cat([k[:, 1:], 0 * k[:, :1]], -1)),
+        "padding counts: the KL behind the mask is charged": partial(_g, inside=True),
+        "behind the mask G has to be 0": partial(_g, outside=True),
+        "β is missing": lambda r, k, b, m: _g(r, k, 1.0, m),
+        "the KL is added; it has to be subtracted": partial(_g, brake=-1),
+        "the reward is missing": lambda r, k, b, m: _g(0 * r, k, b, m),
+    },
+)  # fmt: skip
 
 
 # The surrogate.
 
 
-def _batch(generator: Generator) -> dict:
-    logits, ref_logits = normal(2, 2, 3, 4, generator=generator)
-    mask = random_mask(3, 2, generator=generator)
-    tokens = torch.randint(4, (2, 3), generator=generator) * mask
-    advantages = normal(2, 3, generator=generator)
-    logits[~mask] = torch.tensor([0, 99.0, 0, 0], dtype=torch.float64)
-    ref_logits[~mask] = torch.tensor([0, 0, 99.0, 0], dtype=torch.float64)
-    advantages[~mask] = 99.0
-    beta = uniform(0.3, 1.3, generator)
-    drawn = {"tokens": tokens, "advantages": advantages, "mask": mask, "beta": beta}
-    return {"logits": logits, "ref_logits": ref_logits, **drawn}
+def _batch(generator: Generator, k: int) -> dict:
+    b, t, v = sizes(k, 3)
+    logits, ref_logits = normal(2, b, t, v, generator=generator)
+    mask = random_mask(b, t, generator)
+    tokens = torch.randint(v, (b, t), generator=generator) * mask
+    advantages = normal(b, t, generator=generator).masked_fill(~mask, 99)
+    logits[~mask], ref_logits[~mask] = 99 * torch.eye(v).double()[[1, 0]]
+    case = {"tokens": tokens, "advantages": advantages, "mask": mask}
+    case["beta"] = uniform(0.3, 1.3, generator)
+    return {"logits": logits, "ref_logits": ref_logits, **case}
 
 
 def _surrogate(logits, ref_logits, tokens, advantages, mask, beta):
@@ -163,67 +162,31 @@ def _surrogate(logits, ref_logits, tokens, advantages, mask, beta):
     return total / logits.shape[0]
 
 
-def _picked(x: Tensor, t: Tensor) -> Tensor:
-    return x.gather(-1, t.unsqueeze(-1)).squeeze(-1)
-
-
-def _log_p(x: Tensor) -> Tensor:
-    return x.log_softmax(-1)
-
-
-def _exact(x: Tensor, q: Tensor, t: Tensor) -> Tensor:
-    return _kl(x, q)
-
-
-def _rule(x, q, t, a, m, b, *, log_p=_log_p, kl=_exact, brake=1.0, **k):
+def _rule(x, q, t, a, m, b, *, log_p=_log, kl=_kl, end=mean_of):
     """The surrogate, with something else in the place of some of it."""
-    gain = a * _picked(log_p(x), t) * (m | k.get("padding", False))
-    cost = brake * b * kl(x, q, t) * (m | k.get("padding_in_kl", False))
-    return (gain - cost).sum() * k.get("by", lambda m: 1 / len(m))(m)
-
-
-_RULES: dict[str, Callable] = {  # the likely ones first
-    "padding counts: nothing was drawn there": partial(_rule, padding=True, padding_in_kl=True),
-    "this is a mean over tokens; divide by B": partial(_rule, by=lambda m: 1 / m.sum()),
-    "it is divided by T; divide by B": partial(_rule, by=lambda m: 1 / m.shape[1]),
-    "it is not divided by B": partial(_rule, by=lambda m: 1),
-    "the KL is missing": partial(_rule, brake=0),
-    "β is missing": lambda x, q, t, a, m, b: _rule(x, q, t, a, m, 1.0),
-    "the KL is added": partial(_rule, brake=-1),
-    "the sign is wrong: it is to be maximised": partial(_rule, by=lambda m: -1 / len(m)),
-    "the KL carries no gradient": partial(_rule, kl=lambda *x: _exact(*x).detach()),
-    "the first term carries no gradient": partial(
-        _rule, log_p=lambda x: x.detach().log_softmax(-1)
-    ),
-    "the KL's arguments are swapped": partial(_rule, kl=lambda x, q, t: _kl(q, x)),
-    "this is k1, not the KL": partial(_rule, kl=lambda x, q, t: _picked(_log_ratio(x, q), t)),
-    "padding counts in the KL": partial(_rule, padding_in_kl=True),
-    "this is a mean over all steps; divide by B": partial(_rule, by=lambda m: 1 / m.numel()),
-    "A multiplies probabilities, not logarithms": partial(_rule, log_p=lambda x: x.softmax(-1)),
-    "logits are not log-probabilities: normalise them": partial(_rule, log_p=lambda x: x),
-}
-
-
-def _hold(f: Callable, q: bool = True, a: bool = True) -> Callable:
-    """The rule with the reference, the advantages or both held constant."""
-    return lambda x, ref, t, adv, *rest: f(
-        x, ref.detach() if q else ref, t, adv.detach() if a else adv, *rest
-    )
+    return end(a * drawn(log_p(x), t) - b * kl(x, q), m)
 
 
 SURROGATE = Exercise(
     name="03-surrogate",
     draw=_batch,
     route=_surrogate,
-    differentiate=("logits", "ref_logits", "advantages"),
+    differentiate=("logits",),
+    constants=("ref_logits", "advantages"),
     own=("policy_gradient_surrogate", "kl_divergence", "kl_of_log_probs", "masked_kl"),
-    mistakes={
-        "a gradient reaches the advantages and the reference: detach both": _rule,
-        "a gradient reaches the advantages: detach them": _hold(_rule, a=False),
-        "a gradient reaches the reference: detach it": _hold(_rule, q=False),
-    }
-    | {text: _hold(f) for text, f in _RULES.items()}
-    | {f"{text}; and detach the constants": f for text, f in list(_RULES.items())[:8]},
-)
+    mistakes={text: partial(_rule, end=end) for text, end in MEANS.items()}
+    | {text: partial(_rule, kl=kl) for text, kl in KLS.items() if "sign" not in text}
+    | {
+        "the KL is missing": lambda x, q, t, a, m, b: _rule(x, q, t, a, m, 0),
+        "β is missing": lambda x, q, t, a, m, b: _rule(x, q, t, a, m, 1),
+        "the KL is added": lambda x, q, t, a, m, b: _rule(x, q, t, a, m, -b),
+        "the first term carries no gradient": partial(_rule, log_p=lambda x: _log(x).detach()),
+        "this is k1, not the KL":
+            lambda x, q, t, *rest: _rule(x, q, t, *rest, kl=lambda x, q: drawn(log_ratio(x, q), t)),
+        "padding counts in the KL": lambda x, q, t, a, m, b: _rule(x, q, t, a * m, m | True, b),
+        "A multiplies probabilities, not logarithms": partial(_rule, log_p=lambda x: x.softmax(-1)),
+        "logits are not log-probabilities: normalise them": partial(_rule, log_p=lambda x: x),
+    },
+)  # fmt: skip
 
 EXERCISES = [BATCH_GRADIENT, ANSWERABLE, SURROGATE]

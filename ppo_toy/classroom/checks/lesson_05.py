@@ -4,13 +4,11 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal, random_mask, uniform
-
-PADDING = 99.0
+from ppo_toy.classroom.inputs import hide, normal, random_mask, sizes, uniform
 
 
-def _cut(x: Tensor, mask: Tensor) -> Tensor:
-    return x.masked_fill(~mask, 0)
+def _pad(x: Tensor, mask: Tensor, k: int) -> Tensor:
+    return x.masked_fill(~mask, torch.inf if k == 3 else 99)
 
 
 def _shift(x: Tensor) -> Tensor:
@@ -20,18 +18,19 @@ def _shift(x: Tensor) -> Tensor:
 # Reward-to-go: R - beta * the KL of later steps.
 
 
-def _batch(generator: Generator) -> dict:
-    mask = random_mask(4, 3, 2, generator=generator)
-    rewards, beta = normal(3, generator=generator), uniform(0.3, 0.8, generator)
-    kl = 0.1 + torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    return {"rewards": rewards, "kl": kl.masked_fill(~mask, PADDING), "beta": beta, "mask": mask}
+def _batch(generator: Generator, k: int) -> dict:
+    b, t = sizes(k, 2)
+    mask = random_mask(b, t, generator)
+    kl = _pad(0.1 + normal(b, t, generator=generator).abs(), mask, k)
+    rewards, beta = normal(b, generator=generator), uniform(0.3, 0.8, generator)
+    return {"rewards": rewards, "kl": kl, "beta": beta, "mask": mask}
 
 
 def _to_go(rewards: Tensor, kl: Tensor, beta: float, mask: Tensor) -> Tensor:
     """By pairs [B, t, t'] of a token and a later one."""
     step = torch.arange(mask.shape[1])
-    pairs = mask[:, :, None] & mask[:, None, :] & (step > step[:, None])
-    return mask * rewards[:, None] - beta * (pairs * kl[:, None, :]).sum(dim=-1)
+    pairs = mask[:, :, None] & (step > step[:, None])
+    return mask * rewards[:, None] - beta * (pairs * hide(kl, mask)[:, None, :]).sum(dim=-1)
 
 
 def _later(kl: Tensor) -> Tensor:
@@ -40,11 +39,7 @@ def _later(kl: Tensor) -> Tensor:
 
 def _less(charged, price=lambda beta: beta):
     """R less the price times what is charged, which is given the KL without its padding."""
-
-    def answer(rewards, kl, beta, mask):
-        return _cut(rewards[:, None] - price(beta) * charged(_cut(kl, mask)), mask)
-
-    return answer
+    return lambda r, kl, b, mask: hide(r[:, None] - price(b) * charged(hide(kl, mask)), mask)
 
 
 TO_GO = Exercise(
@@ -54,12 +49,10 @@ TO_GO = Exercise(
     differentiate=("rewards", "kl"),
     own=("reward_to_go",),
     mistakes={
-        "padding is charged: set the KL behind the mask to 0 before adding up": (
-            lambda r, kl, b, m: _cut(r[:, None] - b * _later(kl), m)
-        ),
-        "behind the mask it must be 0: cut the result off too": (
-            lambda r, kl, b, m: r[:, None] - b * _later(_cut(kl, m))
-        ),
+        "padding is charged: set the KL behind the mask to 0 before adding up":
+            (lambda r, kl, b, m: hide(r[:, None] - b * _later(kl), m)),
+        "behind the mask it must be 0: cut the result off too":
+            (lambda r, kl, b, m: r[:, None] - b * _later(hide(kl, m))),
         "the mask is not used at all": lambda r, kl, b, m: r[:, None] - b * _later(kl),
         "the KL of the present step is in it": _less(lambda kl: _later(kl) + kl),
         "each token pays for the whole response": _less(lambda kl: kl.sum(1, keepdim=True)),
@@ -69,30 +62,30 @@ TO_GO = Exercise(
         "only the next step is charged; all later ones count": _less(_shift),
         "β is missing": _less(_later, lambda beta: 1),
         "the KL is added; it has to be subtracted": _less(_later, lambda beta: -beta),
-        "β multiplies the reward; it is the price of the KL": (
-            lambda r, kl, b, m: _less(_later)(b * r, kl, 1.0, m)
-        ),
+        "β multiplies the reward; it is the price of the KL":
+            (lambda r, kl, b, m: _less(_later)(b * r, kl, 1.0, m)),
     },
-)
+)  # fmt: skip
 
 
 # Generalized advantage estimation.
 
 
-def _steps(generator: Generator) -> dict:
-    mask = random_mask(4, 3, 2, generator=generator)
-    step_rewards, values = normal(2, 3, 4, generator=generator).masked_fill(~mask, PADDING)
+def _steps(generator: Generator, k: int) -> dict:
+    b, t = sizes(k, 2)
+    mask = random_mask(b, t, generator)
+    step_rewards, values = _pad(normal(2, b, t, generator=generator), mask, k)
     factors = {"gamma": uniform(0.8, 0.95, generator), "lam": uniform(0.4, 0.7, generator)}
     return {"step_rewards": step_rewards, "values": values, "mask": mask, **factors}
 
 
 def _gae(step_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
     """The lambda-return less the value: at each step the share 1 - lam settles for V."""
-    r, v = _cut(step_rewards, mask), _cut(values, mask)
+    r, v = hide(step_rewards, mask), hide(values, mask)
     step = torch.arange(mask.shape[1])
     ahead = step[:, None] - step
     powers = (gamma * lam) ** ahead.clamp(min=0) * (ahead >= 0)  # [t', t]
-    return _cut((r + gamma * (1 - lam) * _shift(v)) @ powers.to(r) - v, mask)
+    return hide((r + gamma * (1 - lam) * _shift(v)) @ powers.to(r) - v, mask)
 
 
 def _discounted(delta: Tensor, factor: float) -> Tensor:
@@ -104,16 +97,16 @@ def _discounted(delta: Tensor, factor: float) -> Tensor:
 
 def _gae_with(delta=lambda r, v, a, g: r + g * a - v, factor=lambda g, lam: g * lam):
     def answer(step_rewards, values, mask, gamma, lam):
-        r, v = _cut(step_rewards, mask), _cut(values, mask)
-        return _cut(_discounted(delta(r, v, _shift(v), gamma), factor(gamma, lam)), mask)
+        r, v = hide(step_rewards, mask), hide(values, mask)
+        return hide(_discounted(delta(r, v, _shift(v), gamma), factor(gamma, lam)), mask)
 
     return answer
 
 
 def _from_the_front(r: Tensor, v: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    r, v = _cut(r, mask), _cut(v, mask)
+    r, v = hide(r, mask), hide(v, mask)
     delta = r + gamma * _shift(v) - v
-    return _cut(_discounted(delta.flip(1), gamma * lam).flip(1), mask)
+    return hide(_discounted(delta.flip(1), gamma * lam).flip(1), mask)
 
 
 GAE = Exercise(
@@ -123,47 +116,44 @@ GAE = Exercise(
     differentiate=("step_rewards", "values"),
     own=("gae",),
     mistakes={
-        "the value behind the last token counts; there the response has ended": (
-            lambda r, v, m, g, lam: _discounted(_cut(r + g * _shift(v) - v, m), g * lam)
-        ),
-        "padding leaks in: set rewards and values behind the mask to 0 first": (
-            lambda r, v, m, g, lam: _cut(_discounted(r + g * _shift(v) - v, g * lam), m)
-        ),
-        "the mask is not used at all": lambda r, v, m, g, lam: _discounted(
-            r + g * _shift(v) - v, g * lam
-        ),
+        "the value behind the last token counts; there the response has ended":
+            (lambda r, v, m, g, lam: _discounted(hide(r + g * _shift(v) - v, m), g * lam)),
+        "padding leaks in: set rewards and values behind the mask to 0 first":
+            (lambda r, v, m, g, lam: hide(_discounted(r + g * _shift(v) - v, g * lam), m)),
+        "the mask is not used at all":
+            lambda r, v, m, g, lam: _discounted(r + g * _shift(v) - v, g * lam),
         "γ is missing in the recursion: the factor is γλ": _gae_with(factor=lambda g, lam: lam),
         "λ is missing in the recursion: the factor is γλ": _gae_with(factor=lambda g, lam: g),
         "γ is missing before the next value": _gae_with(delta=lambda r, v, a, g: r + a - v),
-        "γ is missing in both places": _gae_with(
-            delta=lambda r, v, a, g: r + a - v, factor=lambda g, lam: lam
-        ),
+        "γ is missing in both places":
+            _gae_with(delta=lambda r, v, a, g: r + a - v, factor=lambda g, lam: lam),
         "the later surprises are missing": _gae_with(factor=lambda g, lam: 0),
         "the next value is missing in δ": _gae_with(delta=lambda r, v, a, g: r - v),
         "the present value is not subtracted": _gae_with(delta=lambda r, v, a, g: r + g * a),
         "the values are missing": _gae_with(delta=lambda r, v, a, g: r + 0 * v),
         "it adds up earlier surprises: run from the last column to the first": _from_the_front,
-        "the next value lost its gradient": _gae_with(
-            delta=lambda r, v, a, g: r + g * a.detach() - v
-        ),
-        "the present value lost its gradient": _gae_with(
-            delta=lambda r, v, a, g: r + g * a - v.detach()
-        ),
+        "the next value lost its gradient":
+            _gae_with(delta=lambda r, v, a, g: r + g * a.detach() - v),
+        "the present value lost its gradient":
+            _gae_with(delta=lambda r, v, a, g: r + g * a - v.detach()),
     },
-)
+)  # fmt: skip
 
 
 # The best policy, token by token.
 
 
-def _tree(generator: Generator) -> dict:
-    p_first = normal(3, generator=generator).softmax(-1)
-    p_second, rewards = (
-        normal(3, 3, generator=generator).softmax(-1),
-        normal(3, 3, generator=generator),
-    )
-    beta = uniform(0.4, 0.8, generator)
-    return {"p_first": p_first, "p_second": p_second, "rewards": rewards, "beta": beta}
+def _tree(generator: Generator, k: int) -> dict:
+    (v,) = sizes(k, 1)
+    p_second, rewards = normal(2, v, v, generator=generator)
+    rewards = rewards - 3 * (k == 1)
+    p_first, beta = normal(v, generator=generator).softmax(-1), uniform(0.4, 0.8, generator)
+    return {
+        "p_first": p_first,
+        "p_second": p_second.softmax(-1),
+        "rewards": rewards,
+        "beta": beta,
+    }
 
 
 def _best_tokens(p_first: Tensor, p_second: Tensor, rewards: Tensor, beta: float) -> tuple:
@@ -203,33 +193,25 @@ BEST_TOKENS = Exercise(
     differentiate=("rewards",),
     own=("optimum", "soft_values", "backward_induction"),
     mistakes={
-        "a state is worth its mean reward here; the KL paid in it is forgotten": _climb(
-            lambda p, r, b: (_tilt(p, r, b) * r).sum(-1)
-        ),
-        "the reference goes on after the first token; the best policy should": _climb(
-            lambda p, r, b: (p * r).sum(-1)
-        ),
-        "the maximum is a smooth one, not the largest reward": _climb(
-            lambda p, r, b: r.max(-1).values
-        ),
-        "β is missing before the logarithm in the states after the first token": _climb(
-            lambda p, r, b: _soft(p, r, b) / b
-        ),
+        "a state is worth its mean reward here; the KL paid in it is forgotten":
+            _climb(lambda p, r, b: (_tilt(p, r, b) * r).sum(-1)),
+        "the reference goes on after the first token; the best policy should":
+            _climb(lambda p, r, b: (p * r).sum(-1)),
+        "the maximum is a smooth one, not the largest reward":
+            _climb(lambda p, r, b: r.max(-1).values),
+        "β is missing before the logarithm in the states after the first token":
+            _climb(lambda p, r, b: _soft(p, r, b) / b),
         "β multiplies in the exponent; it divides": _multiplied,
         "β is missing": lambda p, q, r, b: _climb(_soft)(p, q, r, 1.0),
-        "the reference is missing: its probabilities weigh the tokens": (
-            lambda p, q, r, b: _climb(_soft)(torch.ones_like(p), torch.ones_like(q), r, b)
-        ),
-        "rows and columns are swapped: the first token is the row": (
-            lambda p, q, r, b: _climb(_soft)(p, q, r.T, b)
-        ),
-        "the second tokens' probabilities do not sum to 1 in each row": (
-            lambda p, q, r, b: (*_climb(_soft)(p, q, r, b)[:2], q * (r / b).exp())
-        ),
-        "the probabilities do not sum to 1: subtract the value of the state": _climb(
-            _soft, tilt=lambda p, w, b: p * (w / b).exp()
-        ),
+        "the reference is missing: its probabilities weigh the tokens":
+            (lambda p, q, r, b: _climb(_soft)(torch.ones_like(p), torch.ones_like(q), r, b)),
+        "rows and columns are swapped: the first token is the row":
+            (lambda p, q, r, b: _climb(_soft)(p, q, r.T, b)),
+        "the second tokens' probabilities do not sum to 1 in each row":
+            (lambda p, q, r, b: (*_climb(_soft)(p, q, r, b)[:2], q * (r / b).exp())),
+        "the probabilities do not sum to 1: subtract the value of the state":
+            _climb(_soft, tilt=lambda p, w, b: p * (w / b).exp()),
     },
-)
+)  # fmt: skip
 
 EXERCISES = [TO_GO, GAE, BEST_TOKENS]

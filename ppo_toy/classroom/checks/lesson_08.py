@@ -5,21 +5,28 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal
+from ppo_toy.classroom.inputs import normal, sizes, uniform
 
 # Votes: the share, the ceiling, the agreement.
 
 
-def _ballots(generator: Generator) -> dict:
-    """Five raters, four pairs, in any order: with no votes, with three, with five (twice)."""
-    signs = torch.tensor([[0, 0, 0, 0, 0], [1, -1, -1, 0, 0], [1, 1, 1, -6, -6], [1, 1, 1, 1, 1]])
-    signs = torch.stack([row[torch.randperm(5, generator=generator)] for row in signs])
-    sides = 1 - 2 * torch.randint(2, (4, 1), generator=generator)
-    gaps = 0.2 + 0.6 * normal(4, 5, generator=generator).sigmoid()
-    worth_b = normal(4, 5, generator=generator)
-    worth_a = worth_b + signs * sides * gaps  # -6: the mean worth is not with the majority
-    pairs = torch.randperm(4, generator=generator)
-    weights = normal(4, generator=generator).softmax(0)
+def _ballots(generator: Generator, k: int) -> dict:
+    """One pair without votes, the others with some ties, in any order.
+
+    Where all raters vote, one votes with more zeal than the others together.
+    """
+    n_raters, n = sizes(k, 2, low=3)
+    votes = torch.where(torch.arange(n_raters) < torch.arange(n)[:, None] + 1, 1.0, 0.0)
+    votes[:, 0] *= -1
+    votes[-1, 0] *= 4 * n_raters  # the mean worth is not with the majority
+    votes[0] = 0
+    votes = torch.stack([row[torch.randperm(n_raters, generator=generator)] for row in votes])
+    sides = 1 - 2 * torch.randint(2, (n, 1), generator=generator)
+    gaps = 0.2 + 0.6 * normal(n, n_raters, generator=generator).sigmoid()
+    worth_b = normal(n, n_raters, generator=generator)
+    worth_a = worth_b + (votes * sides * gaps).round(decimals=2)
+    pairs = torch.randperm(n, generator=generator)
+    weights = normal(n, generator=generator).softmax(0)
     return {"worth_a": worth_a[pairs].T, "worth_b": worth_b[pairs].T, "weights": weights}
 
 
@@ -39,16 +46,10 @@ def _share(a: Tensor, b: Tensor, empty: float = 0.5) -> Tensor:
 
 
 def _vote(
-    share=_share,
-    right=lambda p, a, b: p.maximum(1 - p),
-    same=lambda p: p**2 + (1 - p) ** 2,
+    share=_share, right=lambda p, a, b: p.maximum(1 - p), same=lambda p: p**2 + (1 - p) ** 2,
     mean=lambda w, x: (w * x).sum(),
-):
-    def answer(a, b, w):
-        p = share(a, b)
-        return p, mean(w, right(p, a, b)), mean(w, same(p))
-
-    return answer
+):  # fmt: skip
+    return lambda a, b, w: ((p := share(a, b)), mean(w, right(p, a, b)), mean(w, same(p)))
 
 
 VOTES = Exercise(
@@ -63,34 +64,32 @@ VOTES = Exercise(
         "where nobody votes the share is ½, not 0": _vote(lambda a, b: _share(a, b, 0)),
         "the share is that of A, not of B": _vote(lambda a, b: _share(b, a)),
         "ceiling and agreement are swapped": lambda *x: (*_vote()(*x)[::2], _vote()(*x)[1]),
-        "the majority is found for each pair, before the mean over pairs": lambda a, b, w: (
-            (p := _share(a, b)),
-            (w @ p).maximum(1 - w @ p),
-            _vote()(a, b, w)[2],
-        ),
-        "the ceiling is the majority's; this is right for the mean worth": _vote(
-            right=lambda p, a, b: torch.where(a.mean(0) > b.mean(0), p, 1 - p)
-        ),
+        "the majority is found for each pair, before the mean over pairs":
+            lambda a, b, w: ((p := _share(a, b)), (w @ p).maximum(1 - w @ p), _vote()(a, b, w)[2]),
+        "the ceiling is the majority's; this is right for the mean worth":
+            _vote(right=lambda p, a, b: torch.where(a.mean(0) > b.mean(0), p, 1 - p)),
         "the favourite of a pair may be B: the ceiling has a maximum": _vote(right=lambda p, *x: p),
         "two voters also agree when both prefer B: add (1 - p)²": _vote(same=lambda p: p**2),
         "1 - p² is not (1 - p)²": _vote(same=lambda p: p**2 + 1 - p**2),
         "the weights are missing": _vote(mean=lambda w, x: x.mean()),
         "divided by N once more: the weights sum to 1": _vote(mean=lambda w, x: (w * x).mean()),
     },
-)
+)  # fmt: skip
 
 
 # The loss of a choice.
 
 
-def _choices(generator: Generator) -> dict:
-    """Five pairs, one of them rare and with a difference of about plus or minus 800."""
-    reward_a, reward_b = normal(2, 5, generator=generator)
+def _choices(generator: Generator, k: int) -> dict:
+    """One of the pairs is rare and has a difference of about plus or minus 800."""
+    (n,) = sizes(k, 1, low=3)
+    reward_a, reward_b = normal(2, n, generator=generator)
     side = 1 - 2 * torch.randint(2, (), generator=generator)
     reward_a[0], reward_b[0] = side * (400 + reward_a[0]), -side * 400
-    share = 0.1 + 0.8 * normal(5, generator=generator).sigmoid()
-    weights = torch.cat([torch.tensor([0.001]), 0.999 * normal(4, generator=generator).softmax(0)])
-    order = torch.randperm(5, generator=generator)
+    share = (0.1 + 0.8 * normal(n, generator=generator).sigmoid()).round(decimals=2)
+    rare = torch.tensor([0.001])
+    weights = torch.cat([rare, 0.999 * normal(n - 1, generator=generator).softmax(0)])
+    order = torch.randperm(n, generator=generator)
     columns = torch.stack([reward_a, reward_b, share, weights])[:, order]
     return dict(zip(("reward_a", "reward_b", "share", "weights"), columns, strict=True))
 
@@ -118,9 +117,8 @@ LOSS = Exercise(
     mistakes={
         "the sign is wrong: a loss is the negative logarithm": _choose(lambda d, p: -_loss(d, p)),
         "a large d gives inf: use logsigmoid": _choose(lambda d, p: _loss(d.sigmoid().logit(), p)),
-        "binary_cross_entropy cuts the loss off at 100: use logsigmoid": _choose(
-            lambda d, p: F.binary_cross_entropy(d.sigmoid(), p, reduction="none")
-        ),
+        "binary_cross_entropy cuts the loss off at 100: use logsigmoid":
+            _choose(lambda d, p: F.binary_cross_entropy(d.sigmoid(), p, reduction="none")),
         "A and B are swapped": _choose(minus=lambda a, b: b - a),
         "the term with 1 - p is missing": _choose(lambda d, p: p * F.softplus(-d)),
         "the shares are missing: some chose B": _choose(lambda d, p: F.softplus(-d)),
@@ -131,20 +129,23 @@ LOSS = Exercise(
         "divided by N once more: the weights sum to 1": _choose(mean=lambda w, x: (w * x).mean()),
         "reward_b lost its gradient": _choose(minus=lambda a, b: a - b.detach()),
     },
-)
+)  # fmt: skip
 
 
 # R at the end of a response.
 
 
-def _rows(generator: Generator) -> dict:
-    """Four responses in any order: of 1, 2 and 5 tokens with an end token, and one without."""
+def _rows(generator: Generator, k: int) -> dict:
+    """A response of one token, a full one with an end token, one without, others; in any order."""
+    b, t = sizes(k, 2, low=4)
     end_token, *others = torch.randperm(7, generator=generator).tolist()
-    responses = torch.tensor(others)[torch.randint(6, (4, 5), generator=generator)]
-    responses[[0, 1, 1, 2], [0, 1, 3, 4]] = end_token
-    behind = torch.arange(6) > torch.tensor([[1], [2], [5], [5]])
-    values = normal(4, 6, generator=generator).masked_fill(behind, 99)
-    order = torch.randperm(4, generator=generator)
+    responses = torch.tensor(others)[torch.randint(6, (b, t), generator=generator)]
+    responses[[0, 1, 3, 3], [0, t - 1, 1, t - 1]] = responses[0, t - 2] = end_token
+    ends = (responses == end_token).long()
+    lengths = ends.argmax(1).where(ends.any(1), t - 1) + 1
+    behind = torch.arange(t + 1) > lengths[:, None]
+    values = normal(b, t + 1, generator=generator).masked_fill(behind, 99)
+    order = torch.randperm(b, generator=generator)
     return {"values": values[order], "responses": responses[order], "end_token": end_token}
 
 
@@ -159,7 +160,7 @@ def _read(length):
 
     def answer(values, responses, end_token):
         ends = (responses == end_token).long()
-        columns = length(ends, (ends.cumsum(1) == 0).sum(1)).clamp(max=5)
+        columns = length(ends, (ends.cumsum(1) == 0).sum(1)).clamp(max=ends.shape[1])
         return values.gather(1, columns[:, None]).squeeze(1)
 
     return answer
@@ -171,28 +172,31 @@ END = Exercise(
     route=_at_the_end,
     differentiate=("values",),
     mistakes={
-        "one token too early: column t comes after t tokens": _read(lambda e, n: n.clamp(max=4)),
+        "one token too early: column t comes after t tokens":
+            _read(lambda e, n: n.clamp(max=e.shape[1] - 1)),
         "one token too late": _read(lambda e, n: n + 2),
         "the end token belongs to the response": _read(lambda e, n: n),
-        "this is the last column, whatever stands there": _read(lambda e, n: 0 * e[:, 0] + 5),
-        "this is column 0, where nothing has been said": _read(lambda e, n: 0 * e[:, 0]),
+        "this is the last column, whatever stands there": _read(lambda e, n: n + e.shape[1]),
+        "this is column 0, where nothing has been said": _read(lambda e, n: 0 * n),
         "tokens behind the end are counted": _read(lambda e, n: (1 - e).sum(1) + 1),
-        "the first end token counts, not the last": _read(lambda e, n: 5 - e.flip(1).argmax(1)),
+        "the first end token counts, not the last":
+            _read(lambda e, n: e.shape[1] - e.flip(1).argmax(1)),
         "a response without an end token ends with its last": _read(lambda e, n: e.argmax(1) + 1),
         "add 1, and mind responses without an end token": _read(lambda e, n: e.argmax(1)),
         "the columns are averaged; R is one of them": lambda v, y, end: v.mean(1),
     },
-)
+)  # fmt: skip
 
 
 # Zero and unit.
 
 
-def _priced(generator: Generator) -> dict:
-    beta, scale = (0.5 + 0.4 * normal(2, generator=generator).sigmoid()).tolist()
-    rewards, logits = normal(2, 4, generator=generator)
-    named = {"rewards": 1 + rewards, "ref_probs": logits.softmax(0)}
-    return named | {"beta": beta, "scale": 1 + scale}
+def _priced(generator: Generator, k: int) -> dict:
+    """The unit is smaller, and in case 1 larger."""
+    rewards, logits = normal(2, *sizes(k, 1, low=3), generator=generator)
+    beta, scale = uniform(0.5, 0.9, generator), uniform(1.5, 1.9, generator)
+    named = {"rewards": 1 + rewards, "ref_probs": logits.softmax(0), "beta": beta}
+    return named | {"scale": 0.4 if k == 1 else scale}
 
 
 def _new_unit(rewards: Tensor, ref_probs: Tensor, beta: float, scale: float) -> tuple:
@@ -211,11 +215,9 @@ def _best(r: Tensor, p: Tensor, b: float) -> Tensor:
 
 
 def _convert(new=lambda r, p, b, c: c * (r - p @ r), price=lambda b, c: b * c, value=_value):
-    def answer(r, p, b, c):
-        r2, b2 = new(r, p, b, c), price(b, c)
-        return r2, b2, value(r2, p, b2, r, c)
-
-    return answer
+    return lambda r, p, b, c: (
+        (r2 := new(r, p, b, c)), (b2 := price(b, c)), value(r2, p, b2, r, c)
+    )  # fmt: skip
 
 
 UNIT = Exercise(

@@ -4,19 +4,16 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal, random_mask, uniform
+from ppo_toy.classroom.inputs import hide, normal, random_mask, same, sizes, uniform
 
 
-def _same(x: Tensor, *_: Tensor) -> Tensor:
-    return x
-
-
-def _batch(generator: Generator) -> dict:
-    mask = random_mask(4, 3, 2, generator=generator)
-    ref = -0.5 - torch.rand(3, 4, generator=generator, dtype=torch.float64)
-    new = ref + 0.5 * normal(3, 4, generator=generator)
+def _batch(generator: Generator, k: int) -> dict:
+    b, t = sizes(k, 2)
+    mask = random_mask(b, t, generator)
+    ref = -0.5 - normal(b, t, generator=generator).abs()
+    new = (ref + 0.5 * normal(b, t, generator=generator)).round(decimals=2)
     padded = {"log_probs": new.masked_fill(~mask, 99), "ref_log_probs": ref.masked_fill(~mask, 9)}
-    rewards, beta = normal(3, generator=generator), uniform(0.3, 0.8, generator)
+    rewards, beta = normal(b, generator=generator), uniform(0.3, 0.8, generator)
     return padded | {"rewards": rewards, "mask": mask, "beta": beta}
 
 
@@ -30,27 +27,27 @@ def _by_pairs(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:
     return total / (len(f) - 1) / len(f)
 
 
-def _hide(x: Tensor, mask: Tensor) -> Tensor:
-    return x.masked_fill(~mask, 0)
-
-
 def _loo(f: Tensor, f_of_others: Tensor) -> Tensor:
     return f - (f_of_others.sum() - f_of_others) / (len(f) - 1)
 
 
 def _going(n, q, r, m, b):
     """The baseline of the package: the mean of those that are still going at the same step."""
-    f = (r - b * _hide(n - q, m).sum(1))[:, None] * m
+    f = (r - b * hide(n - q, m).sum(1))[:, None] * m
     others = (f.sum(0) - f) / (m.sum(0) - 1).clamp(min=1)
-    return (_hide(f - others, m).detach() * _hide(n, m)).sum(1).mean()
+    return (hide(f - others, m).detach() * hide(n, m)).sum(1).mean()
 
 
-def _to_go(n, q, r, m, b, same_step=True, fix=Tensor.detach):
+def _to_go(n, q, r, m, b, same_step=True):
     """A token pays for the tokens from it on, as in a reward-to-go."""
-    f = r[:, None] - b * _hide(n - q, m).flip(1).cumsum(1).flip(1)
+    f = r[:, None] - b * hide(n - q, m).flip(1).cumsum(1).flip(1)
     told = f if same_step else f[:, :1]  # column 0 is the whole response's
     others = (told.sum(0) - told) / (len(f) - 1)
-    return (fix(f - others) * _hide(n, m)).sum(1).mean()
+    return ((f - others).detach() * hide(n, m)).sum(1).mean()
+
+
+def _in_the_loss(n, q, r, m, b):
+    return (_loo(r, r).detach() * hide(n, m).sum(1) - b * hide(n - q, m).sum(1)).mean()
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -58,8 +55,8 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _form_b(
-    a=lambda f, r: _loo(f, f), fix=Tensor.detach, k=lambda x, m: x.sum(1), hide=_hide, last=_hide,
-    end=lambda x, m: x.mean(), use=_same, price=_same, less=torch.sub, whole=lambda x, m: x.sum(1),
+    a=lambda f, r: _loo(f, f), fix=Tensor.detach, k=lambda x, m: x.sum(1), hide=hide, last=hide,
+    end=lambda x, m: x.mean(), use=same, price=same, less=torch.sub, whole=lambda x, m: x.sum(1),
 ):  # fmt: skip
     """The surrogate with something else in the place of some of it."""
 
@@ -70,44 +67,42 @@ def _form_b(
     return answer
 
 
-_FAULTS = {  # of the value
-    "the mean of the others is not subtracted": dict(a=_same),
-    "the response itself is in the mean; only the others are": dict(a=lambda f, r: f - f.mean()),
-    "the others' mean reward is subtracted; take their net worth": dict(a=_loo),
-    "the others are added up; divide by B - 1": dict(a=lambda f, r: 2 * f - f.sum()),
-    "the others are divided by B; divide by B - 1": dict(a=lambda f, r: f - (f.sum() - f) / len(f)),
-    "the reference is missing in the penalty": dict(less=lambda n, q: n),
-    "padding counts in the log-ratio": dict(hide=_same),
-    "padding counts in the last sum": dict(last=_same),
-    "the mask is not used at all": dict(hide=_same, last=_same),
-    "the penalty is missing": dict(price=lambda b: 0),
-    "β is missing": dict(price=lambda b: 1),
-    "the log-ratio is added; subtract policy less reference": dict(price=lambda b: -b),
-    "the log-ratios are averaged; add them up": dict(k=_mean),
-    "the last log-probabilities are averaged; add them up": dict(whole=_mean),
-    "it is not divided by B": dict(end=lambda x, m: x.sum()),
-    "this is a mean over tokens; divide by B": dict(end=lambda x, m: x.sum() / m.sum()),
-    "the sign is wrong: it is to be maximised": dict(end=lambda x, m: -x.mean()),
-    "A multiplies a probability, not its logarithm": dict(use=torch.exp),
-}
-
 SURROGATE = Exercise(
     name="09-surrogate",
     draw=_batch,
     route=_by_pairs,
-    differentiate=("log_probs", "ref_log_probs", "rewards"),
+    differentiate=("log_probs",),
+    constants=("ref_log_probs", "rewards"),
     own=("policy_gradient_surrogate", "leave_one_out", "train"),
     mistakes={
-        "the advantages are constants: detach them": _form_b(fix=_same),
+        "the advantages are constants: detach them": _form_b(fix=same),
         "right on average, but the others that have ended count in the mean too": _going,
         "the penalty is that of the whole response, not of the tokens from t on": _to_go,
-        "the penalty is that of the whole response (as the others'), not of the tokens from t on": (
-            lambda *x: _to_go(*x, same_step=False)
-        ),
-        "the penalty is that of the whole response, not of the tokens from t on; and detach A": (
-            lambda *x: _to_go(*x, fix=_same)
-        ),
-    }
-    | {text: _form_b(**parts) for text, parts in _FAULTS.items()}
-    | {f"{text}; and detach A": _form_b(**parts, fix=_same) for text, parts in _FAULTS.items()},
-)
+        "the penalty is that of the whole response (as the others'), not of the tokens from t on":
+            (lambda *x: _to_go(*x, same_step=False)),
+        "the mean of the others is not subtracted": _form_b(a=same),
+        "the response itself is in the mean; only the others are":
+            _form_b(a=lambda f, r: f - f.mean()),
+        "the others' mean reward is subtracted; take their net worth": _form_b(a=_loo),
+        "the others are added up; divide by B - 1": _form_b(a=lambda f, r: 2 * f - f.sum()),
+        "the others are divided by B; divide by B - 1":
+            _form_b(a=lambda f, r: f - (f.sum() - f) / len(f)),
+        "the reference is missing in the penalty": _form_b(less=lambda n, q: n),
+        "padding counts in the log-ratio": _form_b(hide=same),
+        "padding counts in the last sum": _form_b(last=same),
+        "the mask is not used at all": _form_b(hide=same, last=same),
+        "the penalty is missing": _form_b(price=lambda b: 0),
+        "β is missing": _form_b(price=lambda b: 1),
+        "the log-ratio is added; subtract policy less reference": _form_b(price=lambda b: -b),
+        "the log-ratios are averaged; add them up": _form_b(k=_mean),
+        "the last log-probabilities are averaged; add them up": _form_b(whole=_mean),
+        "it is not divided by B": _form_b(end=lambda x, m: x.sum()),
+        "this is a mean over tokens; divide by B": _form_b(end=lambda x, m: x.sum() / m.sum()),
+        "the sign is wrong: it is to be maximised": _form_b(end=lambda x, m: -x.mean()),
+        "A multiplies a probability, not its logarithm": _form_b(use=torch.exp),
+        "this is k1 in the loss, and its mean gradient is 0: charge it in A": _in_the_loss,
+        "a mean of the responses' means; add up their tokens": _form_b(k=_mean, whole=_mean),
+        "the mean over tokens times T is no mean over responses":
+            _form_b(end=lambda x, m: x.sum() / m.sum() * m.shape[1]),
+    },
+)  # fmt: skip

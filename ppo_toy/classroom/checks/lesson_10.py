@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from ppo_toy.classroom.checks.lesson_10_stop import STOP
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal, uniform
+from ppo_toy.classroom.inputs import normal, sizes, uniform
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
@@ -18,11 +18,13 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 # The law of best-of-n.
 
 
-def _tied(generator: Generator) -> dict:
-    levels = torch.tensor([0, 0, 1, 2, 2])[torch.randperm(5, generator=generator)]
-    proxy = normal(3, generator=generator)[levels]
-    n = torch.randint(2, 5, (), generator=generator).item()
-    return {"p_ref": normal(5, generator=generator).softmax(-1), "proxy": proxy, "n": n}
+def _tied(generator: Generator, k: int) -> dict:
+    """Two best, two worst, others between; a single draw in case 1."""
+    (size,) = sizes(k, 1, low=4)
+    levels = torch.arange(size).clamp(1, size - 2)[torch.randperm(size, generator=generator)]
+    proxy = normal(size, generator=generator)[levels]
+    n = 1 if k == 1 else torch.randint(2, 5, (), generator=generator).item()
+    return {"p_ref": normal(size, generator=generator).softmax(-1), "proxy": proxy, "n": n}
 
 
 def _all_draws(p_ref: Tensor, proxy: Tensor, n: int) -> tuple:
@@ -65,21 +67,22 @@ LAW = Exercise(
         "a tie counts as less if it is listed earlier": _best(up_to=_in_list),
         "F⁻ is missing: F to the power n is for at most": _best(lambda f, g, n: f**n),
         "this is the worst of n": _best(lambda f, g, n: (1 - g) ** n - (1 - f) ** n),
-        "the KL is the formula, which is only a bound": lambda p, r, n: (
-            (_best()(p, r, n)[0], math.log(n) - (n - 1) / n)
-        ),
+        "the KL is the formula, which is only a bound":
+            lambda p, r, n: (_best()(p, r, n)[0], math.log(n) - (n - 1) / n),
         "the KL's arguments are swapped: the law stands first": _best(kl=lambda p, q: _kl(q, p)),
         "the KL lacks the reference: this is minus the entropy": _best(kl=lambda p, q: _kl(p, 1)),
         "the two are in the wrong order: the law first": lambda p, r, n: _best()(p, r, n)[::-1],
     },
-)
+)  # fmt: skip
 
 
 # One pot of draws.
 
 
-def _pot(generator: Generator) -> dict:
-    return dict(zip(("proxy", "gold"), normal(2, 6, generator=generator), strict=True))
+def _pot(generator: Generator, k: int) -> dict:
+    (size,) = sizes(k, 1, low=4)
+    proxy = torch.randperm(size, generator=generator) / 2 - 1
+    return {"proxy": proxy.double(), "gold": normal(size, generator=generator)}
 
 
 def _all_sets(proxy: Tensor, gold: Tensor) -> Tensor:
@@ -103,7 +106,8 @@ def _pool(ranked=lambda r, g: g[r.argsort()], sets=lambda i, n: math.comb(i - 1,
 
 
 def _put_back(proxy: Tensor, gold: Tensor) -> Tensor:
-    n, at_most = torch.arange(1, 7)[:, None], torch.arange(7).to(gold) / 6
+    n, size = torch.arange(1, len(gold) + 1)[:, None], len(gold)
+    at_most = torch.arange(size + 1).to(gold) / size
     return (at_most**n).diff(dim=1) @ gold[proxy.argsort()]
 
 
@@ -127,11 +131,11 @@ POT = Exercise(
 # The next nat.
 
 
-def _three_vectors(generator: Generator) -> dict:
-    proxy, noise = normal(2, 5, generator=generator)
-    beta = uniform(0.5, 0.9, generator)
-    p_ref = normal(5, generator=generator).softmax(-1)
-    return {"p_ref": p_ref, "proxy": proxy, "gold": 0.5 * proxy + noise, "beta": beta}
+def _three_vectors(generator: Generator, k: int) -> dict:
+    proxy, noise = normal(2, *sizes(k, 1, low=3), generator=generator)
+    gold = (noise + proxy * (0.5, -1, 1, 0.5)[k]).round(decimals=2)
+    p_ref = normal(len(gold), generator=generator).softmax(-1)
+    return {"p_ref": p_ref, "proxy": proxy, "gold": gold, "beta": uniform(0.5, 0.9, generator)}
 
 
 def _by_derivatives(p_ref: Tensor, proxy: Tensor, gold: Tensor, beta: float) -> tuple:
@@ -149,11 +153,9 @@ def _cov(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _next(
-    tilt=lambda f, r, g, b: f * (r / b).exp(),
-    per=lambda c, r, g, b: b * c / r,
-    under=lambda p, f: p,
-    kl=_kl,
-):
+    tilt=lambda f, r, g, b: f * (r / b).exp(), per=lambda c, r, g, b: b * c / r,
+    under=lambda p, f: p, kl=_kl,
+):  # fmt: skip
     """An answer with other parts; `per` is given the covariance, both variances and β."""
 
     def answer(p_ref, proxy, gold, beta):

@@ -17,16 +17,15 @@ def others(g: Tensor) -> Tensor:
     return (g.sum(1, keepdim=True) - g) / (g.shape[1] - 1)
 
 
-def _solved(generator: Generator) -> dict:
-    """For GRPO: prompts with rewards all alike, two sorts of 0 and 1, and others; in any order."""
-    rewards = (torch.arange(5) < torch.tensor([[0], [1], [2], [0]])).double()
-    rewards = (rewards - torch.randint(2, (4, 1), generator=generator)).abs()
-    rewards[3] = normal(5, generator=generator)
-    rewards = torch.stack([row[torch.randperm(5, generator=generator)] for row in rewards])
-    return {
-        "rewards": rewards[torch.randperm(4, generator=generator)],
-        "beta": uniform(0.4, 0.8, generator),
-    }
+def _solved(generator: Generator, k: int) -> dict:
+    """Prompts with rewards all alike, some 0 and some 1, tiny ones and others; in any order."""
+    p, n = ((4, 5), (5, 6), (4, 3), (4, 5))[k]
+    rewards = (torch.arange(n) < torch.arange(p)[:, None]).double()
+    rewards = (rewards - torch.randint(2, (p, 1), generator=generator)).abs()
+    rewards[2:4] = normal(2, n, generator=generator) * torch.tensor([[1], [2e-5]])
+    rewards = torch.stack([row[torch.randperm(n, generator=generator)] for row in rewards])
+    rewards = rewards[torch.randperm(p, generator=generator)]
+    return {"rewards": rewards, "beta": uniform(0.4, 0.8, generator)}
 
 
 def _grpo(rewards: Tensor, beta: float) -> tuple:
@@ -41,7 +40,7 @@ def _normed(
 ):
     def answer(r, b):
         s = std(r)
-        return ((r - base(r)) / over(s)).where(s > 0, empty), force(b * torch.ones(4), s[:, 0])
+        return ((r - base(r)) / over(s)).where(s > 0, empty), force(b * torch.ones(len(r)), s[:, 0])
 
     return answer
 
@@ -54,7 +53,7 @@ GRPO = Exercise(
     mistakes={
         "the variance divides by n here: std(correction=0)": _normed(lambda r: spread(r, 1)),
         "where all rewards are alike the advantages are 0, not nan": _normed(empty=torch.nan),
-        "divide by s alone; nothing is added to it": _normed(over=lambda s: s + 1e-4),
+        "divide by s alone; nothing is added to it": _normed(over=lambda s: s + 1e-6),
         "this divides by the variance; s is its root": _normed(over=torch.square),
         "the advantages are not divided by s": _normed(over=torch.ones_like),
         "each group has its own s": _normed(lambda r: spread(r.view(1, -1))),
