@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from ppo_toy.benchmarks import __main__ as command
 from ppo_toy.benchmarks import batching, floor, grpo, timing, work
 from ppo_toy.policies import TabularPolicy
-from ppo_toy.trajectories import sample
+from ppo_toy.trajectories import respond
 from ppo_toy.worlds import TokenBandit
 
 # Timing
@@ -93,11 +93,11 @@ def test_an_iteration_is_four_updates_on_64_responses_of_12_tokens(monkeypatch):
     step = torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda adam: (updates.append(1), step(adam)))
 
-    def watched(policy, world, n, *, generator):
-        batches.append(sample(policy, world, n, generator=generator))
+    def watched(*given):
+        batches.append(respond(*given))
         return batches[-1]
 
-    monkeypatch.setattr("ppo_toy.training.sample", watched)
+    monkeypatch.setattr("ppo_toy.training.respond", watched)
     work.iterate(work.new_world(), 2)
     assert len(updates) == 2 * 4
     for batch in batches:
