@@ -8,7 +8,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -175,16 +175,21 @@ MAKERS = {
 }
 
 
-def main(names: list[str]) -> None:
-    """Makes the files of these names again; all of them if there are none.
+def asked_for(names: list[str], makers: Mapping[str, Any]) -> list[str]:
+    """Returns these names of files, or all if there are none.
 
     Raises:
         SystemExit: a name is not one of the files.
     """
     for name in names:
-        if name not in MAKERS:
-            raise SystemExit(f"{name} is not one of the files: {' '.join(MAKERS)}")
-    for name in names or MAKERS:
+        if name not in makers:
+            raise SystemExit(f"{name} is not one of the files: {' '.join(makers)}")
+    return names or list(makers)
+
+
+def main(names: list[str]) -> None:
+    """Makes the files of these names again; see `asked_for`."""
+    for name in asked_for(names, MAKERS):
         write_text(folder() / name, MAKERS[name]())
         print(f"{folder() / name}: {N_ROWS[name]:,} rows")
 

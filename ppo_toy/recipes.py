@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_toy import exact
-from ppo_toy.data import Pairs, folder, read_corpus, read_preferences
+from ppo_toy.data import Pairs, asked_for, folder, read_corpus, read_preferences
 from ppo_toy.gpt import GPTConfig, TinyGPT
 from ppo_toy.policies import freeze
 from ppo_toy.pretraining import pretrain
@@ -137,15 +137,8 @@ def read_runs() -> Tensor:
 
 
 def main(names: list[str]) -> None:
-    """Makes the files of these names again; all of them if there are none.
-
-    Raises:
-        SystemExit: a name is not one of the files.
-    """
-    for name in names:
-        if name not in MAKERS:
-            raise SystemExit(f"{name} is not one of the files: {' '.join(MAKERS)}")
-    for name in names or MAKERS:
+    """Makes the files of these names again; see `data.asked_for`."""
+    for name in asked_for(names, MAKERS):
         MAKERS[name]()
         print(f"{folder() / name} is made")
 
