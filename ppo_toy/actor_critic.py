@@ -2,12 +2,11 @@
 
 The same `objectives` and `advantages` as everywhere else; what is new is that an episode can be cut
 short (truncated) without having ended (terminated), and that there is no reference policy. The KL
-here is to the policy that drew the batch, kl_old.
+here is to the policy that drew the batch, kl_old. G runs with different random numbers stand side
+by side in every tensor and share nothing.
 
 Departures from Schulman et al. (2017): each epoch is one minibatch, the advantages of a batch are
 whitened, and the norm of a gradient is limited. (Step size and clip shrink in their Table 5 too.)
-
-G runs with different random numbers stand side by side in every tensor and share nothing.
 """
 
 import math
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ppo_toy.advantages import gae, whiten
-from ppo_toy.axes import check_range
-from ppo_toy.contract import check_env
+from ppo_toy.axes import check_counts, check_generator, check_range
+from ppo_toy.contract import check_env, check_learns
 from ppo_toy.envs import Driver, Rollout
 from ppo_toy.kl import kl_of_log_probs
 from ppo_toy.kl_controllers import double_or_halve
@@ -148,35 +147,36 @@ def train_on(
             out of its range, or the steps do not fill one rollout.
     """
     check_env(env, runs=model.runs, sizes=model.sizes)
+    for name, number in (("clip", clip), ("max_norm", max_norm)):
+        check_range(name, number, "G > 0")
     check_range("beta_old", beta_old, "G >= 0")
-    check_range("clip", clip, "G > 0")
-    check_range("learning_rate", learning_rate, "G > 0")
-    for name, number in (("length", length), ("epochs", epochs)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be 1 or more")
+    check_range("learning_rate", learning_rate, "G > 0, < inf")
+    check_counts(steps=steps, length=length, epochs=epochs)
+    check_generator(generator)
     if kl_target is not None and beta_old == 0:
         raise ValueError("beta_old is 0, which no doubling brings to kl_target; start above 0")
     per_rollout = length * env.num_envs // model.runs
     if steps < per_rollout:
         raise ValueError(f"steps is {steps}; one rollout has {per_rollout}")
-    parameters = list(model.parameters())
-    adam = torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    adam = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5, fused=True)
     driver = Driver(env, runs=model.runs, seed=seed)
-    beta = torch.full((model.runs,), float(beta_old))
-    rows = []
+    beta, rows = torch.full((model.runs,), float(beta_old)), []
     for k in bar(range(steps // per_rollout), "training"):
         left = 1 - k * per_rollout / steps
         adam.param_groups[0]["lr"] = learning_rate * left
         rollout = driver.roll_out(model, length, generator)
         batch = _batch(rollout, gamma, lam)
         for _ in range(epochs):
-            loss = _loss(model, batch, clip * left, beta)
+            check_learns(loss := _loss(model, batch, clip * left, beta))
             gradients = torch.autograd.grad(loss.sum(), parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             _limit_norms(gradients, model.runs, max_norm)
             adam.step()
         kl_old = _kl_old(model, rollout)
+        if not kl_old.isfinite().all():
+            raise ValueError(f"KL(old || new) is {kl_old.tolist()} in rollout {k}: no numbers")
         rows.append((driver.mean_returns(), kl_old.tolist(), beta.tolist()))
         if kl_target is not None:
             pairs = zip(beta.tolist(), kl_old.tolist(), strict=True)

@@ -7,7 +7,7 @@ that lacks it serves all runs.
 import functools
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ FULL = (torch.float32, torch.float64)
 RANGES = {
     "G >= 0": ("0 or more, and finite", lambda x: 0 <= x < math.inf),
     "G > 0": ("positive", lambda x: x > 0),
+    "G > 0, < inf": ("positive and finite", lambda x: 0 < x < math.inf),
 }
 
 
@@ -71,7 +72,8 @@ def check_axes(axes: dict[str, str], tensors: dict[str, Tensor]) -> None:
     """Raises a ValueError where tensors do not have the axes that `takes` declares."""
     if not _fit(tuple([axes[n] for n in tensors]), tuple([x.shape for x in tensors.values()])):
         shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in tensors.items())
-        due = ", ".join(f"{name} [{', '.join(axes[name].strip('* ').split())}]" for name in tensors)
+        letters = {n: "G" if axes[n][0] == "G" else axes[n].strip("* ") for n in tensors}
+        due = ", ".join(f"{name} [{', '.join(own.split())}]" for name, own in letters.items())
         raise ValueError(f"{shapes} do not fit together; due are {due}, none of them empty")
     for name, x in tensors.items():
         if axes[name][0] == "G":
@@ -83,11 +85,14 @@ def check_axes(axes: dict[str, str], tensors: dict[str, Tensor]) -> None:
 @functools.lru_cache(maxsize=4096)
 def _fit(declared: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> bool:
     pairs, sizes = list(zip(declared, shapes, strict=True)), {}
+    per_run = any(letters[0] == "G" and shape for letters, shape in pairs)
     alike = len({shape for letters, shape in pairs if letters[0] == "*"}) == 1
     for letters, shape in pairs:
         own = [] if letters[0] == "G" else letters.strip("*. ").split()
         before = len(shape) - len(own)
         if letters == "..." or (letters[0] == "*" and alike):
+            if letters != "..." and per_run and len(shape) != 3:
+                return False
             named = [("...", shape), *zip("G" * (len(shape) == 3), shape, strict=False)]
         elif before < 0 or (before > 1 and letters[0] != "."):
             return False
@@ -119,6 +124,21 @@ def charge(beta: float | Tensor, kl: Tensor, *, axes: int) -> Tensor:
     if not beta.all():
         kl = kl.masked_fill((beta == 0) & kl.isinf(), 0)
     return beta * kl
+
+
+def check_counts(**counts: Any) -> None:
+    """Raises a ValueError unless each of these is an integer, 1 or more."""
+    for name, number in counts.items():
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise ValueError(f"{name} is {number!r}; it must be an integer")
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be 1 or more")
+
+
+def check_generator(generator: Any) -> None:
+    """Raises a ValueError unless the one source of randomness is there."""
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator is {generator!r}; it must be a torch.Generator")
 
 
 def check_range(name: str, number: Any, axes: str) -> None:

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 Policy = Callable[[Tensor, Tensor], Tensor]
 
+MOODY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+TWO_ANSWERS = "the {} gives two answers to one question, as dropout does: call its eval()"
+
 
 class World(NamedTuple):
     """A world that was looked at: what `known` makes of any, and a world itself."""
@@ -113,14 +116,16 @@ def rewards_of(world: Any, prompts: Tensor, responses: Tensor) -> Tensor:
             "responses [B, T] that returns [B]"
         )
     answer = reward(prompts, responses)
+    kind = None if hasattr(answer, "dtype") else torch.float64
     try:
-        rewards = torch.as_tensor(answer, device=responses.device).detach()
+        rewards = torch.as_tensor(answer, device=responses.device, dtype=kind).detach()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"the world's reward gave {answer!r}; numbers [B] are due") from None
+    if rewards.is_complex():
+        raise ValueError(f"the world's reward gave {rewards.dtype}; real numbers are due")
     if rewards.shape != (len(responses),):
-        raise ValueError(
-            f"the world's reward gave {tuple(rewards.shape)} for {len(responses)} responses"
-        )
+        shape = tuple(rewards.shape)
+        raise ValueError(f"the world's reward gave {shape} for {len(responses)} responses")
     if not rewards.isfinite().all():
         at = (~rewards.isfinite()).nonzero()[0].item()
         said = responses[at].tolist()
@@ -166,18 +171,29 @@ def check_policies(world: World, **policies: Policy) -> list[Tensor]:
     """
     answers = []
     for name, policy in policies.items():
+        check_still(name, policy)
         device = device_of(policy)
         prompts = world.prompts[:1].repeat(2, 1).to(device)
         tokens = prompts.new_zeros(2, min(world.response_length - 1, 1))
         logits = policy(prompts, tokens)
         check_logits(name, logits, (2, tokens.shape[1] + 1), len(world.vocabulary))
+        if tuple(logits.shape[:-3]) != getattr(policy, "runs", ()):
+            axes = f"{list(logits.shape[:-3])} before [B, t + 1, V]"
+            raise ValueError(
+                f"the {name} gave {axes}; its `runs` says {getattr(policy, 'runs', ())}"
+            )
         one, other = logits.detach().unbind(dim=-3)
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True):
-            raise ValueError(
-                f"the {name} gives two answers to one question, as dropout does: call its eval()"
-            )
+            raise ValueError(TWO_ANSWERS.format(name))
         answers.append(logits)
     return answers
+
+
+def check_still(name: str, policy: Policy) -> None:
+    """Raises a ValueError where parts of a policy that act in training alone are in train mode."""
+    for part in policy.modules() if isinstance(policy, nn.Module) else ():
+        if part.training and isinstance(part, MOODY):
+            raise ValueError(TWO_ANSWERS.format(name))
 
 
 def check_learns(answer: Tensor) -> None:

@@ -14,7 +14,7 @@ from ppo_toy.advantages import reward_to_go
 from ppo_toy.axes import charge
 from ppo_toy.contract import Policy, check_learns, prompt_weights
 from ppo_toy.objectives import penalized_objective
-from ppo_toy.policies import TabularPolicy, logsumexp_by
+from ppo_toy.policies import SMALL, TabularPolicy, log_mean_exp_by
 from ppo_toy.trajectories import (
     Trajectories,
     enumerate_all,
@@ -24,8 +24,6 @@ from ppo_toy.trajectories import (
     score,
     step_log_probs,
 )
-
-SMALL = 1e-3  # exp(x) of a smaller x loses digits that exp(x) - 1 keeps
 
 
 class Evaluation(NamedTuple):
@@ -73,6 +71,7 @@ def evaluate(policy: Policy, reference: Policy, world: Any, beta: float | Tensor
         world: a world small enough to list.
         beta: coefficient of the KL, reward per nat; one for each run if there are runs.
     """
+    _check_runs(getattr(policy, "runs", ()), reference=reference, beta=beta)
     rewards, kl, weights = _terms(policy, reference, world)
     numbers = (
         penalized_objective(rewards, kl, beta, weights),
@@ -93,6 +92,7 @@ def gradient(
     Arguments and errors are those of `evaluate`; the policy is a module, whose parameters keep the
     `grad` they have.
     """
+    _check_runs(getattr(policy, "runs", ()), reference=reference, beta=beta)
     rewards, kl, weights = _terms(policy, reference, world)
     kl = kl if torch.as_tensor(beta).any() else kl.detach()  # which may be infinite
     objective = penalized_objective(rewards, kl, beta, weights).sum()
@@ -127,7 +127,7 @@ def optimum(reference: Policy, world: Any, beta: float) -> Optimum:
     objective, reward, kl = _best(log_ref, rewards, beta, world)
     parents, family = families(batch)
     otherwise = step_log_probs(reference, parents).double()[family]
-    log_mass = (log_ref + rewards / beta).flatten()
+    log_mass = (log_ref + _behind(log_ref, rewards)[0] / beta).flatten()
     policy = TabularPolicy.of_responses(world, batch, log_mass, otherwise)
     return Optimum(objective, reward, kl, policy.requires_grad_(False))
 
@@ -154,7 +154,7 @@ def values(policy: Policy, reference: Policy, world: Any, beta: float) -> Tensor
     Returns:
         [B, T], in reward; 0 where masked or where the policy never comes.
     """
-    _check_one_run(policy=policy, reference=reference)
+    _check_runs((), policy=policy, reference=reference, beta=beta)
     batch = enumerate_all(policy, world)
     kl = per_step_kl(policy, reference, batch)
     to_go = reward_to_go(score(world, batch), kl, beta, batch.mask) - charge(beta, kl, axes=2)
@@ -186,20 +186,10 @@ def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
     (beta,), batch, rewards, log_ref = _listed(reference, world, [beta])
     state = TabularPolicy(world).to(rewards.device).rows(batch.prompts, batch.tokens)[:, :-1]
     n_states = int(state.max()) + 1
-    x, log_p = (
-        numbers.view(-1, 1).expand(state.shape)[batch.mask] for numbers in (rewards / beta, log_ref)
-    )
-    value = beta * _log_mean_exp(x, log_p, state[batch.mask], n_states)
+    flat = (n.view(-1, 1).expand(state.shape)[batch.mask] for n in (rewards / beta, log_ref))
+    x, log_p = flat
+    value = beta * log_mean_exp_by(x, log_p, state[batch.mask], n_states)
     return value[state].nan_to_num(0).masked_fill(~batch.mask, 0)
-
-
-def _log_mean_exp(x: Tensor, log_p: Tensor, group: Tensor, n_groups: int) -> Tensor:
-    """The log of the mean of exp(x) in each group, where x counts in proportion to p."""
-    log_mass = logsumexp_by(log_p, group, n_groups)
-    if x.abs().max() >= SMALL:
-        return logsumexp_by(log_p + x, group, n_groups) - log_mass
-    share = (log_p - log_mass[group]).exp()
-    return torch.zeros_like(log_mass).index_add(0, group, share * x.expm1()).log1p()
 
 
 def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,20 +197,19 @@ def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tenso
     batch = enumerate_all(policy, world)
     possible = (batch.weights > 0).reshape(-1, len(batch.prompts)).any(dim=0)
     if not possible.all():
-        batch = Trajectories(
-            *(x[possible] for x in (batch.prompts, batch.responses, batch.mask)),
-            weights=batch.weights[..., possible],
-        )
+        kept = (x[possible] for x in (batch.prompts, batch.responses, batch.mask))
+        batch = Trajectories(*kept, weights=batch.weights[..., possible])
     kl = per_step_kl(policy, reference, batch)
     if batch.weights.dim() > 1:  # what one run cannot say another may
         kl = kl.masked_fill((batch.weights == 0).unsqueeze(-1), 0)
     return score(world, batch), kl, batch.weights
 
 
-def _check_one_run(**policies: Policy) -> None:
-    for name, policy in policies.items():
-        if getattr(policy, "runs", ()):
-            raise ValueError(f"the {name} has runs {policy.runs}; give one without that axis")
+def _check_runs(runs: tuple[int, ...], **given: Any) -> None:
+    for name, x in given.items():
+        own = tuple(x.shape) if isinstance(x, Tensor) else getattr(x, "runs", ())
+        if own not in ((), runs):
+            raise ValueError(f"the {name} has runs {own}; {runs or 'no such axis'} is due")
 
 
 def _listed(reference: Policy, world: Any, betas: Any) -> tuple:
@@ -228,21 +217,30 @@ def _listed(reference: Policy, world: Any, betas: Any) -> tuple:
     for beta in (betas := [float(beta) for beta in betas]):
         if not 0 < beta < float("inf"):
             raise ValueError(f"beta is {beta}; the best policy exists for 0 < beta < inf")
-    _check_one_run(reference=reference)
+    _check_runs((), reference=reference)
     batch = enumerate_all(reference, world, name="reference")
     log_ref = log_probs(reference, batch).double().sum(dim=-1)
     shape = (len(world.prompts), -1)
     return betas, batch, score(world, batch).double().view(shape), log_ref.view(shape)
 
 
+def _behind(log_ref: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each reward lies behind the prompt's best that can be said, and that one, [n, 1]."""
+    most = rewards.where(log_ref > -torch.inf, -torch.inf).amax(dim=1, keepdim=True)
+    return (rewards - most).clamp(max=0), most
+
+
 def _best(log_ref: Tensor, rewards: Tensor, beta: float, world: Any) -> tuple[float, float, float]:
     """J*, R* and KL* for one beta."""
-    x = rewards / beta
+    behind, most = _behind(log_ref, rewards)
+    x = behind / beta
     if x.abs().max() < SMALL:
         log_z = (log_ref.exp() * x.expm1()).sum(dim=1, keepdim=True).log1p()
     else:
         log_z = (log_ref + x).logsumexp(dim=1, keepdim=True)
     p = (log_ref + x - log_z).exp()
-    reward, kl = (p * rewards).sum(dim=1), (p * (x - log_z)).sum(dim=1).clamp(min=0)
-    per_prompt = torch.stack([beta * log_z.squeeze(1), reward, kl], dim=1)
+    log_ratio = (x - log_z).where(p > 0, 0.0)
+    best = torch.cat([beta * log_z, (p * behind).sum(dim=1, keepdim=True)], dim=1) + most
+    kl = (p * log_ratio).sum(dim=1, keepdim=True).clamp(min=0)
+    per_prompt = torch.cat([best, kl], dim=1)
     return tuple((prompt_weights(world).to(log_ref.device) @ per_prompt).tolist())

@@ -53,7 +53,8 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     log_ratio = torch.where(log_p > -math.inf, log_p - log_q, 0.0)
     kl = (p * log_ratio).sum(dim=-1)
     if kl.isnan().any():  # a probability too small for its type is 0, and 0 * inf should be inf
-        kl = (p.clamp(min=torch.finfo(p.dtype).tiny) * log_ratio).sum(dim=-1)
+        vanished = (p == 0) & log_ratio.isposinf()
+        kl = torch.where(vanished, math.inf, p * log_ratio).sum(dim=-1)
     return kl
 
 

@@ -18,6 +18,8 @@ from ppo_toy.contract import device_of as device_of
 from ppo_toy.contract import table_of
 from ppo_toy.enumeration import MAX_LOGITS
 
+SMALL = 1e-3  # exp(x) of a smaller x loses digits that exp(x) - 1 keeps
+
 
 class TabularPolicy(nn.Module):
     """A row of logits for every prompt and every prefix of fewer than T tokens.
@@ -225,3 +227,12 @@ def logsumexp_by(x: Tensor, group: Tensor, n_groups: int) -> Tensor:
     shift = largest.where(largest.isfinite(), 0)
     total = torch.zeros_like(largest).index_add(0, group, (x - shift[group]).exp())
     return total.log() + shift
+
+
+def log_mean_exp_by(x: Tensor, log_p: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """Returns the log of the mean of exp(x) in each group, x counting in proportion to p."""
+    log_mass = logsumexp_by(log_p, group, n_groups)
+    if x.abs().max() >= SMALL:
+        return logsumexp_by(log_p + x, group, n_groups) - log_mass
+    share = (log_p - log_mass[group]).exp()
+    return torch.zeros_like(log_mass).index_add(0, group, share * x.expm1()).log1p()

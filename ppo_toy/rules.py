@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo_toy.policies import Policy, TabularPolicy, freeze
 from ppo_toy.trajectories import Trajectories, enumerate_all, log_probs, per_step_kl, score
@@ -76,7 +76,7 @@ def as_rule(function: Callable[..., Tensor], *, loss: bool = False) -> Callable[
     Raises:
         ValueError: the function takes other arguments; logp or logprobs for log_probs will do.
     """
-    form, sign = signature(function), -1 if loss else 1
+    form = signature(function.forward if isinstance(function, nn.Module) else function)
     names = {own: re.sub(r"log_?p(rob)?s?$", "log_probs", own) for own in form.parameters}
     names = {own: name for own, name in names.items() if name in ARGUMENTS}
     named = {"log_probs", "logits"} & set(names.values())
@@ -88,13 +88,16 @@ def as_rule(function: Callable[..., Tensor], *, loss: bool = False) -> Callable[
             f"rewards, beta), or beta and some of {', '.join(ARGUMENTS)}"
         ) from None
 
+    def signed(number: Any) -> Any:
+        return -number if loss and isinstance(number, Tensor) else number
+
     def by_name(policy: Policy, reference: Policy, batch: Trajectories, r: Tensor, beta: float):
         padded = replace(batch, mask=batch.mask | ("mask" in names.values()))
         ask = {**ARGUMENTS, "mask": lambda *_: batch.mask}
         given = [ask[name](policy, reference, padded, r) for name in names.values()]
 
         def one(*values: Tensor) -> Tensor:
-            return sign * function(**dict(zip(names, values, strict=True)), beta=beta)
+            return signed(function(**dict(zip(names, values, strict=True)), beta=beta))
 
         if r.dim() == 1:
             return one(*given)
@@ -103,7 +106,7 @@ def as_rule(function: Callable[..., Tensor], *, loss: bool = False) -> Callable[
         except Exception:  # a branch, a number taken out of a tensor
             return torch.stack([one(*(x[g].clone() for x in given)) for g in range(len(r))])
 
-    return by_name if named else lambda *five: sign * function(*five)
+    return by_name if named else lambda *five: signed(function(*five))
 
 
 def batch_gradients(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_toy.axes import check_range
+from ppo_toy.axes import check_counts, check_generator, check_range
 from ppo_toy.contract import Policy, World, check_learns, check_policies, device_of, known
 from ppo_toy.kl_controllers import double_or_halve, fixed, proportional
 from ppo_toy.objectives import penalized_objective
@@ -112,6 +112,7 @@ def train(
     """
     how, schedule = surrogate or Surrogate(), schedule or Schedule()
     world = _entered(policy, reference, world)
+    check_generator(generator)
     _check_settings(how, learning_rate, steps=steps, batch_size=batch_size, epochs=epochs)
     beta = _at_first("beta", beta, controller, policy)
     beta_old = _at_first("beta_old", how.beta_old, how.controller_old, policy)
@@ -136,7 +137,8 @@ def train(
                 # 7 the chain rule has left the gradient in every parameter's `grad`
                 adam.param_groups[0]["lr"] = rate  # 8 Adam takes it, at this learning rate
                 adam.step()  # 9 theta moves
-            learns = learns or has_moved(policy, first.log_pi, reference, log_ref, batch)
+            if not learns or step & (step + 1) == 0 or step == steps - 1:
+                learns = has_moved(policy, first.log_pi, reference, log_ref, batch) or learns
             kl_old = moved(policy, first, batch, epochs)
             rows.append((*means, beta, kl_old, beta_old))
             beta = _adapted("beta", controller, beta, means[-1], policy)
@@ -212,11 +214,8 @@ def _history(rows: list[tuple[Tensor, ...]], runs: torch.Size) -> History:
 
 
 def _check_settings(how: Surrogate, learning_rate: float, **counts: int) -> None:
-    for name, number in counts.items():
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be 1 or more")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate is {learning_rate}; it must be positive and finite")
+    check_counts(**counts)
+    check_range("learning_rate", learning_rate, "G > 0, < inf")
     if counts["epochs"] == 1 and how.controller_old is not fixed:
         raise ValueError("controller_old has nothing to go by: kl_old is measured if epochs > 1")
 

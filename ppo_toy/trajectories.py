@@ -14,15 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_toy.axes import check_axes
-from ppo_toy.contract import (
-    Policy,
-    World,
-    check_logits,
-    device_of,
-    known,
-    rewards_of,
-)
+from ppo_toy.axes import check_axes, check_counts, check_generator
+from ppo_toy.contract import Policy, World, check_logits, check_still, device_of, known, rewards_of
 from ppo_toy.enumeration import list_responses
 from ppo_toy.kl import masked_kl
 from ppo_toy.sampling import draw, roll_out
@@ -82,8 +75,9 @@ def sample(policy: Policy, world: Any, n: int, *, generator: torch.Generator) ->
         ValueError: `n` is below 1, the world is none, or the policy's logits have the wrong shape
             or are NaN.
     """
-    if n < 1:
-        raise ValueError(f"n is {n}; a batch has at least 1 trajectory")
+    check_counts(n=n)
+    check_generator(generator)
+    check_still("policy", policy)
     world = known(world)
     return respond(policy, world, draw_prompts(policy, world, n, generator), generator)
 
@@ -128,6 +122,7 @@ def enumerate_all(policy: Policy, world: Any, *, name: str = "policy") -> Trajec
         ValueError: too many responses, said before any is listed; no world, or no policy for it.
     """
     world = known(world)
+    check_still(name, policy)
     responses, mask = list_responses(world)
     n_prompts, n_responses = len(world.prompts), len(responses)
     device = device_of(policy)

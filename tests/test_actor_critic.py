@@ -202,3 +202,35 @@ def test_too_few_steps_and_another_way_of_resetting_are_refused():
     env.metadata = env.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
     with pytest.raises(ValueError, match="SAME_STEP"):
         train_on(env, model, steps=256, generator=generator(0), **SETTINGS)
+
+
+def frozen(model: ActorCritic) -> ActorCritic:
+    return model.requires_grad_(False)
+
+
+def broken(model: ActorCritic) -> ActorCritic:
+    with torch.no_grad():
+        model.weights[0].fill_(math.nan)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "said"),
+    [
+        (frozen, {}, "carry no gradient"),
+        (broken, {}, "no numbers"),
+        (None, {"learning_rate": math.inf}, "learning_rate is inf; it must be positive and finite"),
+        (None, {"learning_rate": 1e30}, "no numbers"),
+        (None, {"max_norm": -1.0}, "max_norm is -1.0; it must be positive"),
+        (None, {"generator": None}, "generator is None"),
+        (None, {"epochs": 1.5}, "epochs is 1.5; it must be an integer"),
+    ],
+)
+def test_a_run_that_could_not_learn_is_refused(change, settings, said):
+    env = make_vector("CartPole-v1", 2)
+    model = ActorCritic(4, 2, runs=1, hidden=4, generator=generator(0))
+    model = change(model) if change else model
+    usual = {"steps": 40, "length": 10, "epochs": 2, "learning_rate": 1e-3, "gamma": 0.99}
+    usual |= {"lam": 0.95, "generator": generator(0), "seed": 0, "clip": 0.2}
+    with pytest.raises(ValueError, match=said):
+        train_on(env, model, **usual | settings)

@@ -135,7 +135,10 @@ def test_an_unknown_exercise_is_named():
         (lambda a, b: float("nan") * a, "the value is not right: nan comes of"),
         (lambda a, b: a / 0, "the value is not right: ∞ comes of"),
         (lambda a, b: -a * b, "the value is not right: its sign is"),
-        (lambda a, b: (a * b).abs(), "the value is not right: it can be negative; take no abs"),
+        (
+            lambda a, b: (a * b).abs(),
+            "the value is not right: its sign is, or it can be negative; take no abs",
+        ),
         (lambda a, b: (a * b).relu(), "it can be negative; do not cut it off at 0"),
         (lambda a, b: (a * b).detach(), "but no gradient reaches a"),
         (lambda a, b: a * b.detach(), "but no gradient reaches b"),

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ppo_toy import exact
-from ppo_toy.policies import TabularPolicy
+from ppo_toy.policies import TabularPolicy, freeze
 from ppo_toy.trajectories import enumerate_all, score
 from ppo_toy.worlds import TokenBandit, TokenSequence
 
@@ -688,3 +688,27 @@ def test_the_soft_value_of_a_state_that_the_reference_never_reaches_is_0():
     got = exact.soft_values(reference, world, 0.5)
     assert got[2:, 1].tolist() == [0, 0]
     assert (got[:2] != 0).all()
+
+
+@pytest.mark.parametrize("beta", [1e-300, 1e-16, 1e-12])
+def test_at_a_tiny_beta_the_best_policy_is_the_reference_among_the_best_responses(beta):
+    world = TokenSequence.brackets()
+    reference = freeze(TabularPolicy(world))
+    rewards = score(world, enumerate_all(reference, world))
+    p = enumerate_all(reference, world).weights
+    mass = p[rewards == rewards.max()].sum().item()
+    best = exact.optimum(reference, world, beta)
+    assert best.reward == pytest.approx(3)
+    assert best.kl == pytest.approx(-math.log(mass))
+    reached = exact.evaluate(best.policy, reference, world, beta)
+    assert (reached.reward, reached.kl) == pytest.approx((best.reward, best.kl))
+
+
+def test_a_coefficient_for_each_run_needs_runs():
+    world = random_world(0)
+    policy, reference = random_policies(world, 1)
+    for ask in (exact.evaluate, exact.gradient):
+        with pytest.raises(ValueError, match=r"the beta has runs \(2,\)"):
+            ask(policy, reference, world, torch.tensor([1.0, 2.0]))
+        with pytest.raises(ValueError, match=r"the reference has runs \(2,\)"):
+            ask(policy, reference.repeat(2), world, 0.5)

@@ -288,3 +288,14 @@ def test_k3_as_a_loss_has_the_gradient_of_the_other_order_on_average(seed):
 def test_k2_as_a_loss_has_the_gradient_of_the_kl_on_average(seed):
     p, q = random_logits(seed, 2, 5)
     assert_close(expected_gradient_as_a_loss("k2", p, q), gradient_of_kl_p_q(p, q))
+
+
+def test_a_row_that_is_no_distribution_leaves_its_neighbours_alone():
+    least = torch.finfo(torch.float32).min  # what many libraries mask with
+    rows = torch.tensor([[0.0, least], [math.nan, 0.0], [0.0, -105.0]], dtype=torch.float32)
+    others = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, -math.inf]], dtype=torch.float32)
+    kl = kl_divergence(rows, others)
+    # p = (1, 0) against (1/2, 1/2); no number; a probability below all floats against 0
+    assert kl[0].item() == pytest.approx(math.log(2))
+    assert kl[1].isnan()
+    assert kl[2] == math.inf

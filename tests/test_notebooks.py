@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(
     path
-    for path in ROOT.rglob("*.ipynb")
-    if not {".venv", ".ipynb_checkpoints", "exercises"} & set(path.parts)
+    for path in (ROOT / "notebooks").rglob("*.ipynb")
+    if not {".ipynb_checkpoints", "exercises"} & set(path.parts)
 )
 KNOWN_TAGS = {"nbval-check-output", "nbval-skip", "nbval-ignore-output"}
 NOT_EVERYWHERE = re.compile(

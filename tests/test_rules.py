@@ -250,3 +250,12 @@ def test_single_precision_inside_a_rule_is_no_fault():
         return loss(log_probs.float(), ref_log_probs.float(), rewards.float(), mask, beta)
 
     assert verdict(single, loss=True).faults == ()
+
+
+def test_a_loss_that_returns_nothing_is_named_as_one():
+    def forgets(log_probs, rewards, beta):
+        (log_probs.sum(dim=-1) * rewards).mean()
+
+    for loss in (False, True):
+        with pytest.raises(ValueError, match="it gave NoneType for a batch; one number is due"):
+            verdict(forgets, loss=loss)

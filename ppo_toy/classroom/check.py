@@ -138,7 +138,8 @@ def outcome(answer: Callable[..., Any], case: Case) -> list[tuple[str, Tensor]]:
     returned = answer(*given.values())
     for name, before in case.arguments.items():
         same = torch.equal if isinstance(before, Tensor) else lambda x, y: x == y
-        if not same(before, given[name]):
+        cut = name in leaves and not given[name].requires_grad
+        if cut or not same(before, given[name]):
             raise CheckFailed(f"it changes its argument {name} in place: make a new tensor instead")
     things = _things(returned, case.shapes)
     n = len(things)
@@ -150,9 +151,12 @@ def outcome(answer: Callable[..., Any], case: Case) -> list[tuple[str, Tensor]]:
     for name, leaf in leaves.items():
         gradient = torch.zeros_like(leaf)
         if isinstance(flows, Tensor):
-            (gradient,) = torch.autograd.grad(
-                flows, leaf, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            try:
+                (gradient,) = torch.autograd.grad(
+                    flows, leaf, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+            except RuntimeError:
+                raise CheckFailed("its result has no gradient: call no backward() on it") from None
         found.append((f"gradient of {name}", gradient))
     return found
 

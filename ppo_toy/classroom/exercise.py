@@ -160,9 +160,9 @@ def _flows(lines: Sequence[str], name: str) -> bool:
 
 
 _SLIPS = {  # what became of every number that is not right
-    ": it can be negative; take no abs": abs,
-    ": it can be negative; do not cut it off at 0": lambda x: max(x, 0),
-    ": its sign is": lambda x: -x,
+    "its sign is": lambda x: -x,
+    "it can be negative; take no abs": abs,
+    "it can be negative; do not cut it off at 0": lambda x: max(x, 0),
 }
 
 
@@ -175,10 +175,11 @@ def _slip(lines: Sequence[str], right: Sequence[str]) -> str:
         return ": nan comes of 0 · log 0, 0 · ∞, ∞ − ∞ and 0 / 0"
     if any(math.isinf(x) for x, _ in pairs):
         return ": ∞ comes of log 0 and of exp(800)"
+    near, like = 2 * 10**-DECIMALS, []
     for text, slip in _SLIPS.items():
-        if all(abs(x - slip(y)) < 2 * 10**-DECIMALS for x, y in pairs):
-            return text
-    return ""
+        if all(abs(x - slip(y)) < near <= abs(y - slip(y)) for x, y in pairs):
+            like.append(text)
+    return f": {', or '.join(like)}" if like else ""
 
 
 def _where(lines: Sequence[str], right: Sequence[str], cases: Sequence[Case]) -> list[str]:

@@ -12,6 +12,8 @@ from ppo_toy.kl import kl_divergence as _kl
 
 def _steps(generator: Generator, k: int) -> dict:
     logits, ref_logits = normal(2, *sizes(k, 3), generator=generator)
+    ref_logits[0, 0, 0] -= 12 * (k == 2)  # a log-ratio of 12
+    logits[0, 0, 0] += 3 * (k == 2)
     return {"logits": logits, "ref_logits": ref_logits, "beta": uniform(0.3, 1.3, generator)}
 
 

@@ -24,6 +24,7 @@ def _prompts(generator: Generator, k: int) -> dict:
     logits, ref_logits, rewards = normal(3, *sizes(k, 2), generator=generator)
     beta = 0.001 if k == 1 else uniform(0.3, 0.9, generator)
     p_ref, rewards = ref_logits.softmax(-1), rewards - 3 * (k == 3)
+    rewards = rewards + 4 * (k == 1) * torch.arange(len(rewards))[:, None]  # best ones far apart
     logits = _tilted(p_ref, rewards, beta) if k == 2 else 2 * logits
     return {"logits": logits, "p_ref": p_ref, "rewards": rewards, "beta": beta}
 

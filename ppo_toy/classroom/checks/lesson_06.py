@@ -25,6 +25,8 @@ def _log_probs(generator: Generator, k: int) -> tuple[Tensor, Tensor, Tensor]:
     mask = random_mask(b, t, generator)
     old = -0.5 - normal(b, t, generator=generator).abs()
     new = (old + 0.4 * normal(b, t, generator=generator)).round(decimals=2)
+    if k == 2:  # a ratio of e^1.5
+        old[0, 0], new[0, 0] = -2, -0.5
     return new.masked_fill(~mask, -1), old.masked_fill(~mask, -4), mask  # a padded ratio of e^3
 
 
@@ -80,6 +82,7 @@ BUG = Exercise(
 def _tokens(generator: Generator, k: int) -> dict:
     new, old, mask = _log_probs(generator, k)
     advantages = normal(*mask.shape, generator=generator).masked_fill(~mask, 99)
+    advantages[0, 0] = advantages[0, 0].abs() * (1 - 2 * (k == 2))
     epsilon = uniform(0.1, 0.3, generator)
     constants = {"old_log_probs": old, "advantages": advantages, "mask": mask}
     return {"log_probs": new, **constants, "epsilon": epsilon}

@@ -11,11 +11,12 @@ from ppo_toy.classroom.inputs import drawn, log_ratio, normal, same, sizes, unif
 
 def _reports(generator: Generator, k: int) -> dict:
     """Rows with a fall, a cut, both in turn, two cuts, a reset in front; in any order."""
-    n, t = sizes(k, 2, low=4)
+    n, t = sizes(k, 2, low=5)
     values, last = normal(n, t, generator=generator), normal(n, generator=generator)
     terminated, truncated = torch.zeros(2, n, t, dtype=torch.bool)
     early, late = torch.randint(2, (2, n), generator=generator)
     rows = torch.arange(n)
+    early[::2] = 1  # a step that resets ends nothing
     falls = (rows + k) % 2 == 0
     terminated[rows, early], truncated[rows, early] = falls, ~falls
     terminated[rows[1:], t - 1 - late[1:]] = rows[1:] % 2 == 0
@@ -74,9 +75,6 @@ FOLLOW_UP = Exercise(
 )  # fmt: skip
 
 
-# Several episodes in one row.
-
-
 def _rows(generator: Generator, k: int) -> dict:
     """No reset in the first row, two in the second, one in others; behind a fall or a cut."""
     n, t = sizes(k, 2)
@@ -86,6 +84,7 @@ def _rows(generator: Generator, k: int) -> dict:
     resets = torch.randint(1, t - 3, (n,), generator=generator)
     mask[range(1, n), resets[1:]] = mask[1, resets[1] + 2] = False
     after[range(n), resets - 1] *= (resets + k) % 2  # 0 after a fall
+    mask[0, 1 - k] = k in (0, 3)  # in case 1 the first step resets, in case 2 the last one
     order = torch.randperm(n, generator=generator)
     tables = {"rewards": rewards, "values": values, "next_values": after}
     tables = {name: x.masked_fill(~mask, 99)[order] for name, x in tables.items()}
@@ -165,7 +164,7 @@ LEARN_FROM = Exercise(
 
 def _played(generator: Generator, k: int) -> dict:
     n, t, v = sizes(k, 3)
-    mask = torch.arange(n * t).view(n, t) != torch.randint(n * t, (), generator=generator)
+    mask = (torch.randperm(n * t, generator=generator) > k % 3).view(n, t)
     new, old = normal(2, n, t, v, generator=generator)
     values, advantages, targets = normal(3, n, t, generator=generator)
     targets = values + 0.1 * targets if k == 1 else targets

@@ -16,10 +16,10 @@ def _tables(generator: Generator, k: int) -> dict:
     """One response at least ends early, and one does not end.
 
     The first one draws token 0, then one of a fair two, with a `u` on their border. In case 1 the
-    second begins with one of a fair six and the largest `u`, which is more than six times 1/6.
+    second begins with one of a fair ten and the largest `u`, which is more than ten times 1/10.
     """
     b, t, v = sizes(k, 3, low=3)
-    v = 6 if k == 1 else v
+    v = 10 if k == 1 else v
     while True:
         first, after = normal(v, generator=generator), normal(v, v, generator=generator)
         u = torch.rand(b, t, generator=generator, dtype=torch.float64).round(decimals=2)

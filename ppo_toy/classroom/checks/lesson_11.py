@@ -21,6 +21,7 @@ def _batch(generator: Generator, k: int) -> dict:
     """For the penalty in the reward: responses with a reward each."""
     named = _tokens(*sizes(k, 2), generator)
     mask = named.pop("mask")
+    named["ref_log_probs"][0, 0] -= 12 * (k == 2)  # beyond what libraries clamp at
     rewards, beta = normal(len(mask), generator=generator), uniform(0.4, 0.8, generator)
     return named | {"rewards": rewards, "beta": beta, "mask": mask}
 
