@@ -171,3 +171,15 @@ def test_where_bubblewrap_is_missing_or_does_not_work_there_is_none(tmp_path, mo
     cage.bubblewrap.cache_clear()
     assert cage.bubblewrap() is None
     cage.bubblewrap.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_address_space_counts_what_a_process_has_mapped():
+    code = (
+        "import mmap; from ppo_toy.classroom.plugin import address_space as size; before = size();"
+        "kept = mmap.mmap(-1, 1 << 30); print((size() - before) >> 20)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert 1024 <= int(answer.stdout) < 1100

@@ -49,7 +49,8 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
     add("--again", action="store_true", help="grade also what was graded before")
     add("--seed", type=int, help="of the hidden cases (default: a random one)")
     add("--cell-seconds", type=float, default=20.0, help="time for one cell (default: 20)")
-    add("--memory", type=float, default=4.0, help="address space in GiB (default: 4)")
+    add("--memory", type=float, default=3.0, help="GiB for a process, beside what importing "
+        "torch takes (default: 3)")  # fmt: skip
     add("--without-bubblewrap", action="store_true", help="do not use it even where it works")
     parser.set_defaults(command=_grade)
 
@@ -67,6 +68,7 @@ def _grade(options: argparse.Namespace) -> None:
     from ppo_toy.classroom.cage import Limits, bubblewrap
     from ppo_toy.classroom.grade import Session, grade
     from ppo_toy.classroom.gradebook import NOT_WALLED
+    from ppo_toy.classroom.plugin import address_space
 
     if options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}; it must be 1 or more")
@@ -76,10 +78,11 @@ def _grade(options: argparse.Namespace) -> None:
     walled = not options.without_bubblewrap and bubblewrap() is not None
     if not walled:
         print(NOT_WALLED, file=sys.stderr)
+    memory = address_space() + int(options.memory * 2**30)
     session = Session(
         solutions=options.solutions,
         seed=secrets.randbits(62) if options.seed is None else options.seed,
-        limits=Limits(cell_seconds=options.cell_seconds, memory=int(options.memory * 2**30)),
+        limits=Limits(cell_seconds=options.cell_seconds, memory=memory),
         walled=walled,
         jobs=options.jobs,
         lesson=options.lesson,

@@ -28,7 +28,7 @@ from ppo_toy.classroom.cage import PROCESSES, hide_memory
 POLL_SECONDS = 0.1
 SETUP_SECONDS = 60  # for the reference's own cells before an answer, which import torch
 OUTPUT_BYTES = 1 << 20  # of all cells together
-MEMORY_BYTES = 3 << 30  # address space of pytest itself
+MEMORY_BYTES = 3 << 30  # address space of pytest itself, beyond what importing torch takes
 SOCKET = re.compile(r"k-\d|kernel\.json")  # what lies in the folder of sockets by right
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -124,14 +124,24 @@ def _tasks(process: int) -> int:
     return n
 
 
+def address_space() -> int:
+    """Bytes that this process has mapped: a gigabyte or five, by the build of torch; 0 unknown."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
+    except OSError:
+        return 0
+    return int(pages) * resource.getpagesize()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Puts the watched kernel in place of nbval's and closes this process to others."""
     hide_memory()
     if sys.platform == "linux":  # whatever a kernel leaves becomes a child, and is counted
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    if most == resource.RLIM_INFINITY or most > MEMORY_BYTES:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, most))
+    allowed = address_space() + MEMORY_BYTES
+    if most == resource.RLIM_INFINITY or most > allowed:
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, most))
     run = Path.cwd() / "run"
     nbval.kernel.KernelManager = functools.partial(
         KernelManager,
