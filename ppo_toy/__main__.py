@@ -128,7 +128,7 @@ def _draw(
 
     from ppo_toy import plots
 
-    fig = Figure(figsize=(9, 6.2), layout="constrained")
+    fig = Figure(figsize=(8.4, 6.2), layout="constrained")
     axes = fig.subplots(2, 2)
     plots.frontier(frontier.kl, frontier.reward, ax=axes[1, 1])
     _, reward, kl = trained
@@ -143,7 +143,7 @@ def _draw(
               "trained runs on the exact frontier")  # fmt: skip
     for ax, title in zip(axes.flat, titles, strict=True):
         ax.set_title(title)
-    fig.savefig(options.picture, dpi=110)
+    fig.savefig(options.picture, dpi=100)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Arrays in, matplotlib `Axes` out; one colour for each quantity in the whole course.
+"""Arrays in, matplotlib `Axes` out; one colour and one line for each quantity in the whole course.
 
 Every function draws on the axes it is given, labels them with quantity and unit, and returns
-them. Colours are Okabe and Ito's, which stay apart for colour-blind readers and in print.
+them. Colours are Okabe and Ito's, which stay apart for colour-blind readers; in grey print the
+lines do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,40 @@ COLOURS = {
     "reference": "#7F7F7F",
     "exact": "#000000",
 }
+_STYLES = {
+    "reward": (0, (5, 1)),
+    "kl": "-.",
+    "objective": "-",
+    "beta": (0, (1, 1)),
+    "reference": (0, (9, 3)),
+    "exact": "--",
+}
+# For `ax.plot(x, y, **LINES["kl"])`; the two thin black ones are no measurements.
+LINES = {
+    quantity: {"color": colour, "ls": _STYLES[quantity], "lw": 1.0 if quantity == "exact" else 1.8}
+    for quantity, colour in COLOURS.items()
+} | {"target": {"color": "#000000", "ls": ":", "lw": 1.4}}
 LABELS = {
     "reward": "R (reward)",
     "kl": "KL (nats per response)",
     "objective": "J (reward)",
     "beta": "β (reward per nat)",
 }
+
+
+def panels(columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
+    """Makes a figure as wide as a notebook's column, 850 pixels, so that no text shrinks.
+
+    Args:
+        columns: axes beside each other.
+        height: in inches.
+        options: for `plt.subplots`, such as `nrows` or `sharey`.
+
+    Returns:
+        The figure and its axes, as `plt.subplots` returns them.
+    """
+    shape = {"figsize": (8.4, height), "dpi": 100, "layout": "constrained"}
+    return plt.subplots(ncols=columns, **shape, **options)
 
 
 def curve(
@@ -41,15 +70,13 @@ def curve(
     """
     values = np.asarray(values)
     steps = np.arange(len(values))
-    colour = COLOURS[quantity]
     if values.ndim == 2:
-        ax.fill_between(
-            steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, lw=0
-        )
+        low, high = values.min(axis=1), values.max(axis=1)
+        ax.fill_between(steps, low, high, color=COLOURS[quantity], alpha=0.2, lw=0)
         values = np.median(values, axis=1)
-    ax.plot(steps, values, color=colour, label=label)
+    ax.plot(steps, values, **LINES[quantity], label=label)
     if exact is not None:
-        ax.axhline(exact, color=COLOURS["exact"], ls="--", lw=1, label="exact optimum")
+        ax.axhline(exact, **LINES["exact"], label="exact optimum")
     ax.set(xlabel="step", ylabel=LABELS[quantity])
     return ax
 
@@ -76,15 +103,9 @@ def frontier(kl: Any, reward: Any, *, ax: Axes) -> Axes:
         reward: [K].
         ax: where to draw.
     """
-    order = np.argsort(np.asarray(kl))
-    ax.plot(
-        np.asarray(kl)[order],
-        np.asarray(reward)[order],
-        color=COLOURS["exact"],
-        ls="--",
-        lw=1.2,
-        label="exact frontier",
-    )
+    kl, reward = np.asarray(kl), np.asarray(reward)
+    order = np.argsort(kl)
+    ax.plot(kl[order], reward[order], **LINES["exact"], label="exact frontier")
     ax.set(xlabel=LABELS["kl"], ylabel=LABELS["reward"])
     ax.margins(x=0.15)
     return ax
@@ -100,7 +121,7 @@ def points(kl: Any, reward: Any, *, ax: Axes, name: str, quantity: str = "object
         name: of the group.
         quantity: chooses the colour; "exact" for the best policies themselves.
     """
-    kl, reward = np.atleast_1d(np.asarray(kl)), np.atleast_1d(np.asarray(reward))
+    kl, reward = np.atleast_1d(kl, reward)
     ax.plot(kl, reward, "o", color=COLOURS[quantity], ms=5, alpha=0.7)
     middle = (np.median(kl), np.median(reward))
     ax.annotate(name, middle, (8, -4), textcoords="offset points", va="top")
@@ -124,6 +145,31 @@ def name_level(name: str, level: float, *, ax: Axes) -> Axes:
         va="center",
     )
     return ax
+
+
+def name_line(name: str, *, ax: Axes) -> Axes:
+    """Writes a name at the right end of the line drawn last, in its colour.
+
+    Args:
+        name: what to write.
+        ax: holds the line.
+    """
+    line = ax.lines[-1]
+    end = (line.get_xdata()[-1], line.get_ydata()[-1])
+    ax.annotate(name, end, (4, 0), textcoords="offset points", va="center", color=line.get_color())
+    return ax
+
+
+def target(level: float, *, ax: Axes, name: str | None = None) -> Axes:
+    """Draws what is aimed at, or has to be passed, dotted: it is no exact value.
+
+    Args:
+        level: in the unit of the y axis.
+        ax: where to draw.
+        name: written to the right of the axes.
+    """
+    ax.axhline(level, **LINES["target"])
+    return ax if name is None else name_level(name, level, ax=ax)
 
 
 def distributions(
@@ -158,7 +204,7 @@ def histogram(values: Any, *, ax: Axes, exact: float, title: str, quantity: str 
         quantity: chooses colour and label, as in `curve`.
     """
     ax.hist(np.asarray(values), bins=40, color=COLOURS[quantity], alpha=0.7)
-    ax.axvline(exact, color=COLOURS["exact"], ls="--", lw=1.2)
+    ax.axvline(exact, **LINES["exact"])
     ax.set(title=title, xlabel=LABELS[quantity], yticks=[])
     return ax
 

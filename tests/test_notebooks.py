@@ -12,6 +12,7 @@ NOTEBOOKS = sorted(
     if not {".ipynb_checkpoints", "exercises"} & set(path.parts)
 )
 KNOWN_TAGS = {"nbval-check-output", "nbval-skip", "nbval-ignore-output"}
+KNOWN_TAGS |= {"hide-input", "hide-output"}  # folding, for the web edition
 NOT_EVERYWHERE = re.compile(
     r"\\(operatorname|newcommand|mbox|phantom|cancel|label)\b|\\begin\{align\*?\}"
 )
@@ -64,7 +65,7 @@ def test_compared_cells_print_and_show_nothing_else(path):
 
 
 @every_notebook
-def test_only_tags_that_nbval_knows_are_used_and_no_marker_comments(path):
+def test_only_known_tags_are_used_and_no_marker_comments(path):
     for cell in read(path).cells:
         assert tags(cell) <= KNOWN_TAGS
         assert "NBVAL" not in cell.source

@@ -33,6 +33,31 @@ def test_a_curve_of_several_runs_is_their_median_in_a_band_from_least_to_most(ax
     assert (heights.min(), heights.max()) == (0.0, 9.0)
 
 
+def test_quantities_stay_apart_without_their_colours_and_a_target_is_no_exact_value():
+    styles = [str(line["ls"]) for line in plots.LINES.values()]
+    assert len(set(styles)) == len(styles)
+    assert set(plots.LINES) == {*plots.COLOURS, "target"}
+
+
+def test_panels_are_as_wide_as_the_column_they_are_read_in():
+    fig, axes = plots.panels(3, sharey=True)
+    assert len(axes) == 3
+    assert 800 < fig.get_figwidth() * fig.dpi <= 850
+    plt.close(fig)
+
+
+def test_a_line_is_named_at_its_end_in_its_colour(ax):
+    ax.plot([0, 1, 2], [5, 6, 8], color="red")
+    plots.name_line("KL", ax=ax)
+    (name,) = ax.texts
+    assert (name.get_text(), tuple(name.xy), name.get_color()) == ("KL", (2, 8), "red")
+
+
+def test_a_target_is_dotted_and_named_at_its_height(ax):
+    plots.target(0.5, ax=ax, name="target")
+    assert (ax.lines[0].get_linestyle(), ax.texts[0].xy) == (":", (1, 0.5))
+
+
 def test_the_exact_value_is_a_dashed_black_line(ax):
     plots.curve([0.0, 1.0], ax=ax, quantity="objective", exact=1.5)
     dashed = ax.lines[1]
