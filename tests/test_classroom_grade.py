@@ -72,6 +72,18 @@ def test_what_was_graded_is_not_graded_again_unless_it_changed(submitted, sittin
     assert len(sittings) == 4 + 4
 
 
+def test_marks_of_two_editions_of_the_exercises_are_not_mixed(submitted, sittings, tmp_path):
+    book = tmp_path / "book"
+    grade([submitted / "ada"], book, SESSION)
+    record = book / "results" / "ada" / "01_objective.json"
+    record.write_text(record.read_text(encoding="utf-8").replace("01-brake", "01-old"))
+    before, n = (book / "grades.csv").read_bytes(), len(sittings)
+    with pytest.raises(ValueError, match="another edition"):
+        grade([submitted / "bob"], book, SESSION)
+    assert (book / "grades.csv").read_bytes() == before
+    assert len(sittings) == n
+
+
 def test_one_student_can_be_graded_again(submitted, sittings, tmp_path):
     grade([submitted], tmp_path / "book", SESSION)
     del sittings[:]

@@ -96,6 +96,17 @@ def test_a_new_grade_replaces_the_old_one_and_leaves_the_others(tmp_path):
     assert [(row["student"], row["total"]) for row in rows] == [("ada", "2"), ("bob", "2")]
 
 
+@pytest.mark.parametrize("now", [{"01-a": 2}, {"01-a": 2, "01-c": 3}, {"01-a": 2, "01-b": 4}])
+def test_a_book_of_other_exercises_or_points_is_refused_and_named(now, tmp_path):
+    book = Gradebook(tmp_path)
+    book.add(record(), {})
+    book.add(record("eve", "unknown", marks=[]), {})
+    for points in ({"01_x": {"01-a": 2, "01-b": 3}}, {"02_y": now}):
+        book.refuse_another_edition(points)
+    with pytest.raises(ValueError, match=r"another edition: ada's 01_x .* 01-a \(2\), 01-b \(3\)"):
+        book.refuse_another_edition({"01_x": now})
+
+
 def test_a_grade_is_never_half_written(tmp_path, monkeypatch):
     book = Gradebook(tmp_path)
     book.add(record(points=2), {})

@@ -79,6 +79,12 @@ def test_a_code_cell_that_was_altered_or_removed_is_remarked_on():
     ]
 
 
+def test_an_answer_to_an_exercise_of_another_edition_is_named():
+    cells = submission()
+    cell_of(cells, "01-brake")["metadata"]["nbgrader"]["grade_id"] = "01-of-old"
+    assert "of another edition of the exercises: 01-of-old" in take(cells, REFERENCE).remarks
+
+
 def test_a_source_may_be_a_list_of_lines():
     cells = submission()
     cell_of(cells, "01-brake")["source"] = ANSWER.splitlines(keepends=True)

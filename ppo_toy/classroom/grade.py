@@ -51,9 +51,10 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
     """Grades files and folders into the grade book in the folder `out`; prints a line for each.
 
     Raises:
-        ValueError: there is nothing to grade, there are no solutions, two files could be the same
-            student's, solutions or submissions could be seen from inside the walls, or a reference
-            does not pass its own checks.
+        ValueError: there is nothing to grade, there are no solutions, the book is of another
+            edition of the exercises, two files could be the same student's, solutions or
+            submissions could be seen from inside the walls, or a reference does not pass its own
+            checks.
     """
     hide_memory()
     paths = sorted(session.solutions.glob("*.ipynb"))
@@ -66,6 +67,7 @@ def grade(submissions: Sequence[Path], out: Path, session: Session) -> None:
     if session.lesson not in {None, *references}:
         raise ValueError(f"there is no lesson {session.lesson!r} in {session.solutions}")
     book = Gradebook(out)
+    book.refuse_another_edition({name: x.points for name, x in references.items()})
     found = find_submissions(submissions, references, session.lesson)
     book.left_out = not_graded(submissions, found)
     todo = [x for x in found if session.again or not _is_graded(x, book, references)]

@@ -100,6 +100,24 @@ class Gradebook:
         record = self.records.get((student, lesson))
         return record is not None and record.digest == digest
 
+    def refuse_another_edition(self, points: Mapping[str, Mapping[str, int]]) -> None:
+        """Refuses a book in which a lesson has other exercises than now: they would be mixed.
+
+        Args:
+            points: of each exercise of each lesson.
+
+        Raises:
+            ValueError: one mark at least was for another exercise, or out of other points.
+        """
+        for (student, lesson), record in self.records.items():
+            then = {mark.exercise: mark.out_of for mark in record.marks}
+            if then and then != points.get(lesson, then):
+                had = ", ".join(f"{name} ({most})" for name, most in then.items())
+                raise ValueError(
+                    f"the grade book {self.folder} is of another edition: {student}'s {lesson} has "
+                    f"marks for {had}; the exercises are others now, so name a new folder"
+                )
+
     def add(self, record: Record, reports: dict[str, bytes]) -> None:
         """Writes a record and the JUnit reports of its exercises, then the table."""
         for exercise, xml in reports.items():

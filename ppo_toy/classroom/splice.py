@@ -80,6 +80,11 @@ class Reference:
         """For files that do not tell their lesson: no questions."""
         return cls("unknown", nbformat.v4.new_notebook(), {}, "")
 
+    @property
+    def points(self) -> dict[str, int]:
+        """What each exercise is worth."""
+        return {name: question.points for name, question in self.questions.items()}
+
     def solution(self, name: str) -> str:
         """The reference's own answer."""
         return self.notebook.cells[self.questions[name].answer].source
@@ -146,6 +151,9 @@ def _take_others(
         added = {k: x for k, x in added.items() if k not in helpers}
         if along := ", ".join(str(k + 1) for k in helpers):
             taken.remarks.append(f"{name}: cells that it uses were taken along: {along}")
+    known = {id for name in reference.questions for id in (name, f"{name}-check")}
+    if strangers := {str(name) for cell in cells if (name := grade_id(cell))} - known:
+        taken.remarks.append(f"of another edition of the exercises: {', '.join(sorted(strangers))}")
     gone = sum(source not in others.values() for source in given)
     if gone:
         taken.remarks.append(
