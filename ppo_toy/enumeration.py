@@ -1,5 +1,6 @@
 """The list of every response of a world, and how long it may be."""
 
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,8 @@ MAX_LOGITS = 2**27
 def list_responses(world: Any) -> tuple[Tensor, Tensor]:
     """Returns every response to one prompt, [N, T], and the mask of its tokens, [N, T].
 
+    Both are kept for the next call: copy before you write.
+
     Raises:
         ValueError: over all prompts there are more than `MAX_RESPONSES`.
     """
@@ -30,6 +33,11 @@ def list_responses(world: Any) -> tuple[Tensor, Tensor]:
             f"length {length}); at most {MAX_RESPONSES:,} are listed, and {MAX_LOGITS:,} logits, "
             "because each costs memory and time. Sample instead, or shorten the responses."
         )
+    return _listed(n_tokens, length, end)
+
+
+@functools.lru_cache(maxsize=8)
+def _listed(n_tokens: int, length: int, end: int | None) -> tuple[Tensor, Tensor]:
     responses = torch.zeros(1, 0, dtype=torch.long)
     mask = torch.zeros(1, 0, dtype=torch.bool)
     going = torch.ones(1, dtype=torch.bool)

@@ -145,10 +145,11 @@ class TabularPolicy(nn.Module):
 
     def rows(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Returns the row of the table that each position reads, [B, t + 1]; see `forward`."""
-        if (responses.clamp(0, self.n_tokens - 1) != responses).any():
-            raise ValueError(
-                f"a response holds a token that is not one of 0 to {self.n_tokens - 1}"
-            )
+        if responses.numel():
+            lowest, highest = (x.item() for x in responses.aminmax())
+            if lowest < 0 or highest >= self.n_tokens:
+                tokens = f"0 to {self.n_tokens - 1}"
+                raise ValueError(f"a response holds a token that is not one of {tokens}")
         if responses.shape[-1] > self.response_length:
             raise ValueError(
                 f"the responses have {responses.shape[-1]} tokens, the table is made for "
@@ -156,8 +157,8 @@ class TabularPolicy(nn.Module):
             )
         prompt = index_of_prompts(prompts, self.known_prompts)
         nodes = [torch.zeros_like(prompt)]
-        for token in responses.unbind(dim=-1):
-            nodes.append(self.n_tokens * nodes[-1] + token + 1)
+        for child in (responses + 1).unbind(dim=-1):
+            nodes.append(torch.add(child, nodes[-1], alpha=self.n_tokens))
         # The node of a full response lies beyond the table.
         node = torch.stack(nodes, dim=-1).clamp(max=self.n_nodes - 1)
         return self.n_nodes * prompt.unsqueeze(-1) + node
@@ -195,11 +196,10 @@ def index_of_prompts(prompts: Tensor, known: Tensor) -> Tensor:
         raise ValueError(
             f"the prompts have {prompts.shape[-1]} tokens, the world's {known.shape[-1]}"
         )
-    equal = (prompts.unsqueeze(-2) == known).all(dim=-1)
-    if not equal.any(dim=-1).all():
-        stranger = prompts[~equal.any(dim=-1)][0].tolist()
-        raise ValueError(f"prompt {stranger} is not among the world's prompts")
-    return equal.to(torch.uint8).argmax(dim=-1)
+    found, index = (prompts.unsqueeze(-2) == known).all(dim=-1).max(dim=-1)
+    if not found.all():
+        raise ValueError(f"prompt {prompts[~found][0].tolist()} is not among the world's prompts")
+    return index
 
 
 def freeze(policy: nn.Module) -> nn.Module:

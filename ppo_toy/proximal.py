@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo_toy.advantages import leave_one_out, reward_to_go
 from ppo_toy.contract import Policy
@@ -121,17 +121,15 @@ def at_rest(policy: Policy, batch: Trajectories) -> Tensor:
     return step_log_probs(policy, batch)
 
 
-def has_moved(
-    policy: Policy, log_pi: Tensor, reference: Policy, log_ref: Tensor, batch: Trajectories
-) -> bool:
-    """Returns whether the policy says anything but `log_pi` of the batch by now.
-
-    Raises:
-        ValueError: the reference says anything but `log_ref`.
-    """
+def check_at_rest(reference: Policy, log_ref: Tensor, batch: Trajectories) -> None:
+    """Raises a ValueError if the reference says anything but `log_ref` of the batch by now."""
     if not torch.equal(at_rest(reference, batch).nan_to_num(), log_ref.nan_to_num()):
         raise ValueError(
             "the reference moved when the policy was updated, so the KL to it measures nothing; "
             "give a copy, as policies.freeze(policy) makes"
         )
-    return not torch.equal(at_rest(policy, batch), log_pi)
+
+
+def learns(policy: nn.Module) -> bool:
+    """Whether the last gradient has moved the policy."""
+    return any(x.grad is not None and bool(x.grad.any()) for x in policy.parameters())

@@ -227,7 +227,7 @@ def tabulated(world: Any) -> Any:
     table = torch.zeros(shape, dtype=torch.float64)
     for row, prompt in bar(list(zip(table, world.prompts, strict=True)), "scoring"):
         for part in responses.split(CHUNK):
-            rewards = rewards_of(world, prompt.expand(len(part), -1), part)
+            rewards = rewards_of(world, prompt.expand(len(part), -1), part.clone())
             row[part.unbind(dim=1)] = rewards.double()
     by_number = TokenSequence.from_table(table, end_token=world.end_token)
 

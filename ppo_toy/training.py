@@ -23,10 +23,20 @@ from ppo_toy.contract import Policy, World, check_learns, check_policies, device
 from ppo_toy.kl_controllers import double_or_halve, fixed, proportional
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.progress import bar
-from ppo_toy.proximal import Controller, Surrogate, at_rest, has_moved, look, moved, surrogates
+from ppo_toy.proximal import (
+    Controller,
+    Surrogate,
+    at_rest,
+    check_at_rest,
+    learns,
+    look,
+    moved,
+    surrogates,
+)
 from ppo_toy.trajectories import draw_prompts, respond, score
 
 WINDOW = 50  # steps whose mean J is compared with that of as many before them
+LOOK = 100  # steps between two looks whether the reference is still what it was
 HUGE = 1e6  # nats; a controller that makes 0 of 0 at this KL does so at any
 
 
@@ -119,7 +129,7 @@ def train(
     how = replace(how, clip=_for_each_run("clip", how.clip, policy, "G > 0"))
     adam = torch.optim.Adam(policy.parameters(), lr=learning_rate)
     rows: list[tuple[Tensor, ...]] = []
-    learns = False
+    moves = False
     try:
         for step in bar(range(steps), "training"):
             schedule.on_step(step, policy)
@@ -137,8 +147,9 @@ def train(
                 # 7 the chain rule has left the gradient in every parameter's `grad`
                 adam.param_groups[0]["lr"] = rate  # 8 Adam takes it, at this learning rate
                 adam.step()  # 9 theta moves
-            if not learns or step & (step + 1) == 0 or step == steps - 1:
-                learns = has_moved(policy, first.log_pi, reference, log_ref, batch) or learns
+            if not moves or step % LOOK == 0 or step == steps - 1:
+                check_at_rest(reference, log_ref, batch)
+                moves = moves or learns(policy)
             kl_old = moved(policy, first, batch, epochs)
             rows.append((*means, beta, kl_old, beta_old))
             beta = _adapted("beta", controller, beta, means[-1], policy)

@@ -8,7 +8,7 @@ from problems import generator, random_policies, random_world
 from torch.testing import assert_close
 
 from ppo_toy import exact, training
-from ppo_toy.proximal import Surrogate, at_rest, has_moved, look, moved, surrogates
+from ppo_toy.proximal import Surrogate, at_rest, check_at_rest, learns, look, moved, surrogates
 from ppo_toy.trajectories import enumerate_all, per_step_kl, sample, score
 
 NUMBERS = torch.tensor(0.5), torch.tensor(0.0)
@@ -91,27 +91,32 @@ def test_a_second_anchor_costs_its_kl():
     assert moved(policy, seen, batch, epochs=1).isnan()
 
 
-def test_who_has_moved():
+def test_a_reference_that_moved_is_noticed_by_what_it_says():
     world = random_world(4)
     policy, reference = random_policies(world, 4)
-    batch, log_ref, seen = batch_of(0, policy, reference, world)
-    given = (policy, seen.log_pi, reference, log_ref, batch)
-    assert not has_moved(*given)
-    with torch.no_grad():
-        policy.logits[:, 0] += 1
-    assert has_moved(*given)
+    batch, log_ref, _ = batch_of(0, policy, reference, world)
+    check_at_rest(reference, log_ref, batch)
     with torch.no_grad():
         reference.logits[:, 0] += 1e-9
     with pytest.raises(ValueError, match=r"the reference moved.*policies.freeze\(policy\)"):
-        has_moved(*given)
+        check_at_rest(reference, log_ref, batch)
 
 
 def test_a_reference_that_rules_tokens_out_stands_still_too():
     world = random_world(5)
     policy, reference = random_policies(world, 5)
     reference.logits.data[:, 1] = -math.inf
-    batch, log_ref, seen = batch_of(0, policy, reference, world)
-    assert not has_moved(policy, seen.log_pi, reference, log_ref, batch)
+    batch, log_ref, _ = batch_of(0, policy, reference, world)
+    check_at_rest(reference, log_ref, batch)
+
+
+def test_a_policy_learns_once_a_gradient_is_not_zero():
+    policy, _ = random_policies(random_world(5), 5)
+    assert not learns(policy)
+    (0 * policy.logits.sum()).backward()
+    assert not learns(policy)
+    policy.logits[0, 0].backward()
+    assert learns(policy)
 
 
 def test_a_penalty_of_another_form_is_an_error_that_names_it():

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from ppo_toy import exact, reviews, rewards
 from ppo_toy.data import Pairs
+from ppo_toy.enumeration import list_responses
 from ppo_toy.gpt import GPTConfig, TinyGPT
 from ppo_toy.policies import TabularPolicy, fingerprint, freeze
 from ppo_toy.rewards import (
@@ -394,8 +395,9 @@ def test_all_is_learned_but_the_head_for_words_and_the_shift():
     train_reward_model(TWO_PAIRS, model, **SETTINGS, generator=generator(0))
     kept = {name for name, x in model.state_dict().items() if torch.equal(x, before[name])}
     assert {"offset", "trunk.head.weight", "trunk.head.bias"} <= kept
-    # a constant in every reward cancels out, and its gradient is rounding at most
-    assert kept <= {"offset", "trunk.head.weight", "trunk.head.bias", "trunk.value_head.bias"}
+    # a constant in every reward cancels out, and the gradients of what adds one are rounding
+    constant = {"trunk.value_head.bias", "trunk.norm.bias"}
+    assert kept - constant == {"offset", "trunk.head.weight", "trunk.head.bias"}
 
 
 def test_choices_of_a_small_world_teach_its_order():
@@ -783,3 +785,14 @@ def test_a_reward_that_is_true_or_false_is_tabulated_as_1_or_0():
     world = small_world(reward=lambda prompts, responses: responses[:, 0] == 1)
     batch = enumerate_all(TabularPolicy(world), world)
     assert set(score(tabulated(world), batch).tolist()) == {0.0, 1.0}
+
+
+def test_a_reward_that_writes_to_its_responses_spoils_no_later_list():
+    class Scribbler:
+        prompts, vocabulary, response_length, end_token = [[0]], ["a", "b"], 2, None
+
+        def reward(self, prompts, responses):
+            return responses.fill_(1).sum(dim=1)
+
+    tabulated(Scribbler())
+    assert list_responses(Scribbler())[0].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
