@@ -18,6 +18,28 @@ def bar(steps: Iterable, description: str) -> tqdm:
     """
     in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
     shown = "CI" not in os.environ and (in_notebook or sys.stdout.isatty())
-    return tqdm(
-        steps, description, file=sys.stdout, leave=False, delay=2, disable=not shown, ncols=90
-    )
+    file = _Place() if in_notebook else sys.stdout
+    return tqdm(steps, description, file=file, leave=False, delay=2, disable=not shown, ncols=90)
+
+
+class _Place:
+    """A place in a notebook's output that shows the line written last, and in the end nothing.
+
+    A row of blanks, with which a bar is wiped from a terminal, would be saved with the notebook.
+    """
+
+    def __init__(self) -> None:
+        self.handle = None
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        shown = {"text/plain": line} if line else {"text/plain": "", "text/html": ""}
+        if self.handle:
+            self.handle.update(shown, raw=True)
+        elif line:
+            from IPython.display import display
+
+            self.handle = display(shown, raw=True, display_id=True)
+
+    def flush(self) -> None:
+        """Nothing waits."""
