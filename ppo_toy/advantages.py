@@ -8,7 +8,7 @@ negative `beta` are a ValueError that names them.
 import torch
 from torch import Tensor
 
-from ppo_toy.axes import charge, takes
+from ppo_toy.axes import charge, check_range, takes
 
 
 @takes(rewards="B", kl="B T", beta="G >= 0", mask="B T")
@@ -120,9 +120,8 @@ def gae(
     Source: Schulman et al. (2015), High-Dimensional Continuous Control Using Generalized
     Advantage Estimation, eq. 16.
     """
-    for name, number in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= number <= 1:
-            raise ValueError(f"{name} is {number}; it must be in [0, 1]")
+    check_range("gamma", gamma, "[0, 1]")
+    check_range("lam", lam, "[0, 1]")
     if next_values is None:
         counted = values.masked_fill(~mask, 0)
         next_values = torch.cat([counted[..., 1:], torch.zeros_like(counted[..., :1])], dim=-1)

@@ -18,6 +18,7 @@ RANGES = {
     "G >= 0": ("0 or more, and finite", lambda x: 0 <= x < math.inf),
     "G > 0": ("positive", lambda x: x > 0),
     "G > 0, < inf": ("positive and finite", lambda x: 0 < x < math.inf),
+    "[0, 1]": ("in [0, 1]", lambda x: 0 <= x <= 1),
 }
 
 
@@ -44,7 +45,7 @@ def takes(**axes: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor
             given, tensors = {**dict(zip(names, args, strict=False)), **kwargs}, {}
             for name, letters in axes.items():
                 x = given.get(name)
-                if letters[0] == "G" and isinstance(x, Real):
+                if letters[0] == "G" and name in given and not isinstance(x, Tensor | list):
                     check_range(name, x, letters)
                 elif x is not None:
                     tensors[name] = x if isinstance(x, Tensor) else torch.as_tensor(x)
@@ -135,6 +136,12 @@ def check_counts(**counts: Any) -> None:
             raise ValueError(f"{name} is {number}; it must be 1 or more")
 
 
+def check_is(name: str, given: Any, kind: type) -> None:
+    """Raises a ValueError unless what was given is of a kind."""
+    if not isinstance(given, kind):
+        raise ValueError(f"{name} is {given!r}; it must be a {kind.__name__}")
+
+
 def check_generator(generator: Any) -> None:
     """Raises a ValueError unless the one source of randomness is there."""
     if not isinstance(generator, torch.Generator):
@@ -145,5 +152,6 @@ def check_range(name: str, number: Any, axes: str) -> None:
     """Raises a ValueError where a coefficient is not in its range, one of `RANGES`."""
     must, holds = RANGES[axes]
     shown = number.tolist() if isinstance(number, Tensor) else number
-    if not all(map(holds, shown if isinstance(shown, list) else [shown])):
-        raise ValueError(f"{name} is {shown}; it must be {must}")
+    each = shown if isinstance(shown, list) else [shown]
+    if not all(isinstance(x, Real) and holds(x) for x in each):
+        raise ValueError(f"{name} is {shown!r}; it must be {must}")

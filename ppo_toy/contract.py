@@ -72,14 +72,14 @@ def table_of(prompts: Any) -> Tensor:
         ValueError: they have another shape or type.
     """
     if isinstance(prompts, Tensor) and prompts.dtype == torch.long and prompts.dim() == 2:
-        if len(prompts):
+        if prompts.numel():
             return prompts
     try:
         table = torch.as_tensor(prompts)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"prompts is {prompts!r}; it must be a table, [n, P]") from None
     whole = not (table.is_floating_point() or table.is_complex() or table.dtype == torch.bool)
-    if table.dim() != 2 or not len(table) or not whole:
+    if table.dim() != 2 or not table.numel() or not whole:
         raise ValueError(
             f"prompts has shape {tuple(table.shape)} and type {table.dtype}; it must be [n, P] of "
             "torch.long"
@@ -190,7 +190,9 @@ def check_policies(world: World, **policies: Policy) -> list[Tensor]:
 
 
 def check_still(name: str, policy: Policy) -> None:
-    """Raises a ValueError where parts of a policy that act in training alone are in train mode."""
+    """Raises a ValueError for what is no policy, and for parts of one that are in train mode."""
+    if not (callable(policy) or hasattr(policy, "next_logits")):
+        raise ValueError(f"the {name} is {policy!r}; it must be a function of prompts, responses")
     for part in policy.modules() if isinstance(policy, nn.Module) else ():
         if part.training and isinstance(part, MOODY):
             raise ValueError(TWO_ANSWERS.format(name))

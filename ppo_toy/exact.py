@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_toy.advantages import reward_to_go
-from ppo_toy.axes import charge
+from ppo_toy.axes import charge, check_range
 from ppo_toy.contract import Policy, check_learns, prompt_weights
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.policies import SMALL, TabularPolicy, log_mean_exp_by
@@ -205,18 +205,20 @@ def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tenso
     return score(world, batch), kl, batch.weights
 
 
-def _check_runs(runs: tuple[int, ...], **given: Any) -> None:
-    for name, x in given.items():
-        own = tuple(x.shape) if isinstance(x, Tensor) else getattr(x, "runs", ())
+def _check_runs(runs: tuple[int, ...], beta: Any = 0.0, **policies: Policy) -> None:
+    check_range("beta", beta, "G >= 0")
+    given = {name: getattr(policy, "runs", ()) for name, policy in policies.items()}
+    for name, own in {**given, "beta": tuple(torch.as_tensor(beta).shape)}.items():
         if own not in ((), runs):
             raise ValueError(f"the {name} has runs {own}; {runs or 'no such axis'} is due")
 
 
 def _listed(reference: Policy, world: Any, betas: Any) -> tuple:
     """The betas, all > 0; every trajectory; R and log ref(y | x), [n, N], a row for each prompt."""
-    for beta in (betas := [float(beta) for beta in betas]):
-        if not 0 < beta < float("inf"):
-            raise ValueError(f"beta is {beta}; the best policy exists for 0 < beta < inf")
+    for beta in (betas := [x.item() if isinstance(x, Tensor) else x for x in betas]):
+        check_range("beta", beta, "G > 0, < inf")
+    if not betas:
+        raise ValueError("there is no beta")
     _check_runs((), reference=reference)
     batch = enumerate_all(reference, world, name="reference")
     log_ref = log_probs(reference, batch).double().sum(dim=-1)

@@ -4,6 +4,18 @@ Units matter: a target of 6 nats per response and one of 0.1 nats per token are 
 budgets. These functions only compare `kl` with `kl_target`; give both in the same unit.
 """
 
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ppo_toy.axes import check_range
+from ppo_toy.contract import Policy, device_of
+
+Controller = Callable[[float, float], float]
+HUGE = 1e6  # nats; a controller that makes 0 of 0 at this KL does so at any
+
 
 def fixed(beta: float, kl: float) -> float:
     """Returns `beta` as it was, whatever the KL.
@@ -81,3 +93,41 @@ def _check(beta: float, kl: float, kl_target: float) -> None:
         raise ValueError(f"beta is {beta}; it must be 0 or more")
     if kl != kl:
         raise ValueError("kl is NaN; a coefficient cannot be chosen from it")
+
+
+def for_each_run(
+    name: str, numbers: float | Tensor, policy: Policy, axes: str = "G >= 0"
+) -> float | Tensor:
+    """A coefficient as one number for each run of a policy, [G] or [], on its device."""
+    if name == "clip" and numbers is math.inf:
+        return numbers
+    runs = getattr(policy, "runs", ())
+    check_range(name, numbers, axes)
+    numbers = torch.as_tensor(numbers, dtype=torch.float64)
+    if numbers.shape not in ((), runs):
+        raise ValueError(f"{name} has shape {tuple(numbers.shape)}; the policy's runs are {runs}")
+    return numbers.expand(runs).to(device_of(policy))
+
+
+def at_first(name: str, beta: float | Tensor, controller: Controller, policy: Policy) -> Tensor:
+    """The first beta of each run; a ValueError if it is 0 and its controller leaves it there."""
+    beta = for_each_run(name, beta, policy)
+    if controller is not fixed and (beta == 0).any():
+        rule = getattr(controller, "func", controller)  # of a functools.partial
+        keeps_0 = rule in (double_or_halve, proportional)
+        if keeps_0 or (not beta.any() and controller(0.0, HUGE) == 0):
+            raise ValueError(
+                f"{name} is {beta.tolist()}; of 0 its controller makes 0 whatever the KL: start "
+                "above 0"
+            )
+    return beta
+
+
+def adapted(name: str, controller: Controller, beta: Tensor, kl: Tensor) -> Tensor:
+    """The next beta of each run, by its controller from the present one and the KL."""
+    if controller is fixed:
+        return beta
+    pairs = zip(beta.flatten().tolist(), kl.flatten().tolist(), strict=True)
+    betas = [controller(*pair) for pair in pairs]
+    check_range(name, betas, "G >= 0")
+    return beta.new_tensor(betas).view_as(beta)

@@ -1,8 +1,7 @@
 """Arrays in, matplotlib `Axes` out; one colour and one line for each quantity in the whole course.
 
 Every function draws on the axes it is given, labels them with quantity and unit, and returns
-them. Colours are Okabe and Ito's, which stay apart for colour-blind readers; in grey print the
-lines do.
+them. Okabe and Ito's colours stay apart for colour-blind readers; in grey print the lines do.
 """
 
 from collections.abc import Mapping, Sequence

@@ -56,6 +56,7 @@ class TabularPolicy(nn.Module):
             )
         if logits is None:
             logits = torch.zeros(table, dtype=torch.float64)
+        logits = torch.as_tensor(logits)
         if logits.dim() not in (2, 3) or logits.shape[-2:] != table:
             raise ValueError(
                 f"logits has shape {tuple(logits.shape)}; this world needs {table}, "

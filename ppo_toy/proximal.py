@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ppo_toy.advantages import leave_one_out, reward_to_go
+from ppo_toy.axes import check_is
 from ppo_toy.contract import Policy
 from ppo_toy.kl import masked_kl
-from ppo_toy.kl_controllers import fixed
+from ppo_toy.kl_controllers import Controller, fixed
 from ppo_toy.objectives import clipped_surrogate, penalized_objective
 from ppo_toy.trajectories import Trajectories, of_tokens, step_log_probs
-
-Controller = Callable[[float, float], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +48,7 @@ class Surrogate:
         """Looks at the form of the penalty."""
         if self.penalty not in ("exact", "sampled"):
             raise ValueError(f'penalty is {self.penalty!r}; it is "exact" or "sampled"')
+        check_is("controller_old", self.controller_old, Callable)
 
 
 class Look(NamedTuple):

@@ -10,7 +10,6 @@ part of J and decides where training ends. `beta_old` weighs KL(old || policy), 
 that drew the batch: it limits how far one batch carries, and leaves the optimum where it was.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -18,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_toy.axes import check_counts, check_generator, check_range
-from ppo_toy.contract import Policy, World, check_learns, check_policies, device_of, known
-from ppo_toy.kl_controllers import double_or_halve, fixed, proportional
+from ppo_toy.axes import check_counts, check_generator, check_is, check_range
+from ppo_toy.contract import Policy, World, check_learns, check_policies, known
+from ppo_toy.kl_controllers import Controller, adapted, at_first, fixed, for_each_run
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.progress import bar
 from ppo_toy.proximal import (
-    Controller,
     Surrogate,
     at_rest,
     check_at_rest,
@@ -37,7 +35,6 @@ from ppo_toy.trajectories import draw_prompts, respond, score
 
 WINDOW = 50  # steps whose mean J is compared with that of as many before them
 LOOK = 100  # steps between two looks whether the reference is still what it was
-HUGE = 1e6  # nats; a controller that makes 0 of 0 at this KL does so at any
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +77,10 @@ class Schedule:
     tolerance: float | None = None
     on_step: Callable[[int, nn.Module], None] = lambda step, policy: None
 
+    def __post_init__(self) -> None:
+        """Looks at whom to tell."""
+        check_is("on_step", self.on_step, Callable)
+
 
 def train(
     policy: nn.Module,
@@ -120,13 +121,16 @@ def train(
             the reference moves with the policy; a coefficient is 0 and its controller could never
             raise it; a reward or the objective is not finite. The message names it.
     """
-    how, schedule = surrogate or Surrogate(), schedule or Schedule()
+    how = Surrogate() if surrogate is None else surrogate
+    schedule = Schedule() if schedule is None else schedule
     world = _entered(policy, reference, world)
     check_generator(generator)
-    _check_settings(how, learning_rate, steps=steps, batch_size=batch_size, epochs=epochs)
-    beta = _at_first("beta", beta, controller, policy)
-    beta_old = _at_first("beta_old", how.beta_old, how.controller_old, policy)
-    how = replace(how, clip=_for_each_run("clip", how.clip, policy, "G > 0"))
+    _check_settings(
+        how, schedule, controller, learning_rate, steps=steps, batch_size=batch_size, epochs=epochs
+    )
+    beta = at_first("beta", beta, controller, policy)
+    beta_old = at_first("beta_old", how.beta_old, how.controller_old, policy)
+    how = replace(how, clip=for_each_run("clip", how.clip, policy, "G > 0"))
     adam = torch.optim.Adam(policy.parameters(), lr=learning_rate)
     rows: list[tuple[Tensor, ...]] = []
     moves = False
@@ -152,8 +156,8 @@ def train(
                 moves = moves or learns(policy)
             kl_old = moved(policy, first, batch, epochs)
             rows.append((*means, beta, kl_old, beta_old))
-            beta = _adapted("beta", controller, beta, means[-1], policy)
-            beta_old = _adapted("beta_old", how.controller_old, beta_old, kl_old, policy)
+            beta = adapted("beta", controller, beta, means[-1])
+            beta_old = adapted("beta_old", how.controller_old, beta_old, kl_old)
             if _converged(rows, schedule.tolerance):  # and if not, once more from 1
                 break
     except KeyboardInterrupt:
@@ -176,40 +180,6 @@ def _means(
     return objective, (weights * rewards).sum(dim=-1), mean_kl
 
 
-def _for_each_run(
-    name: str, numbers: float | Tensor, policy: Policy, axes: str = "G >= 0"
-) -> float | Tensor:
-    if name == "clip" and numbers is math.inf:
-        return numbers
-    runs = getattr(policy, "runs", ())
-    numbers = torch.as_tensor(numbers, dtype=torch.float64)
-    if numbers.shape not in ((), runs):
-        raise ValueError(f"{name} has shape {tuple(numbers.shape)}; the policy's runs are {runs}")
-    check_range(name, numbers, axes)
-    return numbers.expand(runs).to(device_of(policy))
-
-
-def _at_first(name: str, beta: float | Tensor, controller: Controller, policy: Policy) -> Tensor:
-    beta = _for_each_run(name, beta, policy)
-    if controller is not fixed and (beta == 0).any():
-        rule = getattr(controller, "func", controller)  # of a functools.partial
-        keeps_0 = rule in (double_or_halve, proportional)
-        if keeps_0 or (not beta.any() and controller(0.0, HUGE) == 0):
-            raise ValueError(
-                f"{name} is {beta.tolist()}; of 0 its controller makes 0 whatever the KL: start "
-                "above 0"
-            )
-    return beta
-
-
-def _adapted(name: str, controller: Controller, beta: Tensor, kl: Tensor, policy: Policy) -> Tensor:
-    if controller is fixed:
-        return beta
-    pairs = zip(beta.flatten().tolist(), kl.flatten().tolist(), strict=True)
-    adapted = beta.new_tensor([controller(*pair) for pair in pairs])
-    return _for_each_run(name, adapted.view_as(beta), policy)
-
-
 def _converged(rows: list[tuple[Tensor, ...]], tolerance: float | None) -> bool:
     if tolerance is None or len(rows) < 2 * WINDOW:
         return False
@@ -224,7 +194,12 @@ def _history(rows: list[tuple[Tensor, ...]], runs: torch.Size) -> History:
     return History(*(torch.stack(c).double().cpu() for c in zip(*rows, strict=True)))
 
 
-def _check_settings(how: Surrogate, learning_rate: float, **counts: int) -> None:
+def _check_settings(
+    how: Surrogate, schedule: Schedule, controller: Controller, learning_rate: float, **counts: int
+) -> None:
+    check_is("surrogate", how, Surrogate)
+    check_is("schedule", schedule, Schedule)
+    check_is("controller", controller, Callable)
     check_counts(**counts)
     check_range("learning_rate", learning_rate, "G > 0, < inf")
     if counts["epochs"] == 1 and how.controller_old is not fixed:

@@ -46,6 +46,7 @@ class TokenBandit:
 
     def __post_init__(self) -> None:
         """Checks the table and fills in the vocabulary."""
+        object.__setattr__(self, "rewards", torch.as_tensor(self.rewards))
         if self.rewards.dim() != 2 or len(self.rewards) == 0:
             raise ValueError(f"rewards has shape {tuple(self.rewards.shape)}; it must be [n, V]")
         _check_finite(self.rewards)
@@ -116,6 +117,7 @@ class TokenSequence:
         Raises:
             ValueError: the axes after the first differ in length, or an entry is not finite.
         """
+        table = torch.as_tensor(table)
         n_prompts, *steps = table.shape if table.dim() else (0,)
         if not n_prompts or len(set(steps)) != 1:
             raise ValueError(f"table has shape {tuple(table.shape)}; it must be [n, V, ..., V]")

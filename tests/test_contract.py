@@ -342,6 +342,41 @@ def test_at_beta_0_a_policy_may_say_what_the_reference_cannot():
     assert both.kl.tolist() == [math.inf, 0.0]
 
 
+@pytest.mark.parametrize("beta", [None, "1", [[1.0]]], ids=str)
+def test_a_beta_that_is_no_number_is_refused_everywhere(beta):
+    world = TokenSequence.brackets()
+    policy = TabularPolicy(world)
+    for ask in (
+        lambda: exact.evaluate(policy, policy, world, beta),
+        lambda: exact.gradient(policy, policy, world, beta),
+        lambda: exact.optimum(policy, world, beta),
+        lambda: exact.frontier(policy, world, [0.5, beta]),
+    ):
+        with pytest.raises(ValueError, match="beta"):
+            ask()
+    with pytest.raises(ValueError, match="there is no beta"):
+        exact.frontier(policy, world, [])
+
+
+def test_what_is_no_policy_and_prompts_without_tokens_are_named():
+    world = TokenSequence.brackets()
+    policy = TabularPolicy(world)
+    with pytest.raises(ValueError, match="the policy is None; it must be a function"):
+        exact.evaluate(None, policy, world, 1.0)
+    with pytest.raises(ValueError, match="the policy is None; it must be a function"):
+        sample(None, world, 3, generator=generator(0))
+    with pytest.raises(ValueError, match=r"prompts has shape \(2, 0\)"):
+        known(SimpleNamespace(**{**vars(world), "prompts": torch.zeros(2, 0).long()}))
+
+
+def test_tables_may_be_lists():
+    assert TokenBandit([[1.0, 2.0]]).rewards.tolist() == [[1.0, 2.0]]
+    world = TokenSequence.from_table([[[1, 2], [3, 4]]])
+    assert world.reward(torch.zeros(1, 1).long(), torch.tensor([[1, 0]])).tolist() == [3]
+    table = [[0.0, 1.0]]
+    assert TabularPolicy(TokenBandit(table), table).logits.tolist() == table
+
+
 @pytest.mark.parametrize("beta", [-1.0, math.nan, math.inf, torch.tensor(-1.0)])
 def test_a_beta_out_of_range_is_refused_everywhere(beta):
     world = random_world(0)

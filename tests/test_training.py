@@ -744,7 +744,7 @@ def test_an_interrupt_before_the_first_step_leaves_an_empty_history_of_the_same_
         ({"learning_rate": math.inf}, "learning_rate is inf"),
         ({"clip": torch.tensor([0.1, 0.2])}, r"clip has shape \(2,\)"),
         ({"clip": 0.0}, "clip is 0.0"),
-        ({"controller": lambda beta, kl: -1.0}, "beta is -1.0"),
+        ({"controller": lambda beta, kl: -1.0}, r"beta is \[-1.0\]"),
         ({"penalty": "k3"}, "penalty is 'k3'"),
         ({"controller_old": lambda beta, kl: beta}, "controller_old has nothing to go by"),
     ],
@@ -837,3 +837,30 @@ def test_what_is_no_count_is_refused_by_name(name, given):
     world = random_world(0)
     with pytest.raises(ValueError, match=f"{name} is .*; it must be an integer"):
         run(TabularPolicy(world), freeze(TabularPolicy(world)), world, **{name: given})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"beta": None}, "beta is None; it must be 0 or more"),
+        ({"beta": "1"}, "beta is '1'; it must be 0 or more"),
+        ({"learning_rate": None}, "learning_rate is None; it must be positive"),
+        ({"controller": None}, "controller is None; it must be a Callable"),
+        ({"controller": lambda beta, kl: None}, r"beta is \[None\]; it must be 0 or more"),
+        ({"surrogate": "exact"}, "surrogate is 'exact'; it must be a Surrogate"),
+        ({"schedule": 1}, "schedule is 1; it must be a Schedule"),
+    ],
+    ids=str,
+)
+def test_what_is_no_number_and_no_function_is_named(wrong, named):
+    world, settings = random_world(0), {"beta": 0.5, "learning_rate": 0.1, **wrong}
+    policy, reference = random_policies(world, 0)
+    with pytest.raises(ValueError, match=named):
+        train(policy, reference, world, steps=2, batch_size=3, generator=generator(0), **settings)
+
+
+def test_whom_to_tell_and_what_steers_are_functions():
+    with pytest.raises(ValueError, match="on_step is None; it must be a Callable"):
+        Schedule(on_step=None)
+    with pytest.raises(ValueError, match="controller_old is 2; it must be a Callable"):
+        Surrogate(controller_old=2)
