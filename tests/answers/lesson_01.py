@@ -200,11 +200,6 @@ def with_cost(change):
     return answer
 
 
-def which_beta_that_normalises_in_place(p_ref, p, rewards, beta):
-    rewards -= rewards.max()
-    return which_beta_in_loops(p_ref, p, rewards, beta)
-
-
 WRONG_WHICH_BETAS = [
     (partial(which_beta_of, (0, 1)), "0 / 0"),
     (partial(which_beta_of, (0, -1)), "the value is not right"),
@@ -215,27 +210,21 @@ WRONG_WHICH_BETAS = [
     (with_used(lambda x: 1 / x), "this is 1 / β"),
     (with_used(lambda x: -x), "β comes out negative"),
     (
-        lambda q, p, r, b: (
-            which_beta_in_loops(torch.ones_like(q), p, r, b)[:1]
-            + which_beta_in_loops(q, p, r, b)[1:]
+        lambda q, p, *given: (
+            which_beta_by_a_guard(torch.ones_like(q), p, *given)[0],
+            which_beta_by_a_guard(q, p, *given)[1],
         ),
-        "the value is not right",
+        "the reference is missing",
     ),
     (with_cost(lambda used, x, q, p, r, b: which_beta_in_loops(q, p, r, used)[1]), "with the β of"),
     (with_cost(lambda used, x, *given: -x), "the cost's sign is wrong"),
     (with_cost(lambda used, x, q, p, r, b: x / b), "the cost is β times a KL"),
-    (
-        with_cost(lambda used, x, q, p, r, b: b * torch.xlogy(p, p / q).sum()),
-        "this is the brake",
-    ),
-    (
-        with_cost(lambda used, x, q, p, r, b: b * (q.log() + r / b).logsumexp(0)),
-        "this is J*",
-    ),
+    (with_cost(lambda used, x, q, p, r, b: b * torch.xlogy(p, p / q).sum()), "this is the brake"),
+    (with_cost(lambda used, x, q, p, r, b: b * (q.log() + r / b).logsumexp(0)), "this is J*"),
     (lambda *given: which_beta_in_loops(*given)[0], "expected 2 numbers, yours 1 number"),
     (lambda *given: which_beta_in_loops(*given)[::-1], "the value is not right"),
     (with_used(lambda x: x.__round__(1)), "the value is not right"),
-    (which_beta_that_normalises_in_place, "rewards in place"),
+    (lambda q, p, r, b: which_beta_in_loops(q, p, r.sub_(r.max()), b), "rewards in place"),
 ]
 
 

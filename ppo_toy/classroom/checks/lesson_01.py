@@ -149,7 +149,8 @@ def _but(used=lambda x: x, cost=lambda x, p_ref, p, r, beta: x):
 
 
 def _without_reference(p_ref: Tensor, p: Tensor, r: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    return _slope(p[p > 0].log(), r[p > 0]), _which_beta(p_ref, p, r, beta)[1]
+    ends = torch.stack([r.argmax(), torch.where(p > 0, r, torch.inf).argmin()])
+    return _slope(p[ends].log(), r[ends]), _which_beta(p_ref, p, r, beta)[1]
 
 
 def _best(p_ref: Tensor, r: Tensor, beta: float) -> Tensor:
