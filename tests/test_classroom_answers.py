@@ -53,6 +53,12 @@ def test_a_sampler_that_can_run_past_the_last_token_falls_over():
 
 # Small inputs on which wrong answers used to pass, with what is right on paper: by exercise.
 ON_PAPER = {
+    "01-which-beta": (
+        [[1 / 2, 1 / 4, 1 / 4], [1 / 4, 1 / 4, 1 / 2], [0.0, 1, 2]],
+        (1,),
+        # 1 / log 2, and log((2 + e + e^2) / 4) - (5 - log 2) / 4
+        [1.4427, 0.0308],
+    ),
     "06b-learn-from": (
         [
             [[1.0, 0, 1, 0, 1]],
@@ -82,7 +88,7 @@ every_exercise = pytest.mark.parametrize("name", EXERCISES)
 # What can be returned and is never below 0, and 1 where it is never above: by exercise, the things.
 NEVER_NEGATIVE = {
     "01-brake": [0],
-    "01-best-policy": [0],
+    "01-which-beta": [0, 1],
     "02-two-penalties": [0, 1],
     "02-batch-kl": [0, 1],
     "02-dashboard": [1, 2],

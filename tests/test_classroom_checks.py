@@ -20,8 +20,7 @@ EXERCISES = [exercise for lesson in LESSONS for exercise in lesson_of(f"{lesson}
 AXES = {
     "01-brake": "BTV BTV",
     "01-objective": "V V V",
-    "01-best-policy": "V V",
-    "01-gradient": "V V V",
+    "01-which-beta": "V V V",
     "02-two-penalties": "SV SV SV",
     "02-batch-kl": "BTV BTV BT",
     "02-dashboard": "BT BT BT",

@@ -15,6 +15,7 @@ from ppo_toy.classroom.sitting import Sitting
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SESSION = Session(NOTEBOOKS / "solutions", seed=3)
+N = 3  # exercises of lesson 01
 
 
 class FakeSittings(list):
@@ -57,7 +58,7 @@ def totals(book):
 def test_references_get_full_marks_and_untouched_editions_none(submitted, sittings, tmp_path):
     grade([submitted], tmp_path / "book", SESSION)
     assert totals(tmp_path / "book") == {"ada": "10", "bob": "10", "carl": "10", "dora": "0"}
-    assert len(sittings) == 4 + 3 * 4  # the reference first; of an untouched answer none
+    assert len(sittings) == N + 3 * N  # the reference first; of an untouched answer none
 
 
 def test_what_was_graded_is_not_graded_again_unless_it_changed(submitted, sittings, tmp_path):
@@ -69,7 +70,7 @@ def test_what_was_graded_is_not_graded_again_unless_it_changed(submitted, sittin
     path = submitted / "ada" / "01_objective.ipynb"
     path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     grade([submitted], book, SESSION)
-    assert len(sittings) == 4 + 4
+    assert len(sittings) == N + N
 
 
 def test_marks_of_two_editions_of_the_exercises_are_not_mixed(submitted, sittings, tmp_path):
@@ -89,7 +90,7 @@ def test_one_student_can_be_graded_again(submitted, sittings, tmp_path):
     del sittings[:]
     again = Session(NOTEBOOKS / "solutions", seed=4, again=True)
     grade([submitted / "bob"], tmp_path / "book", again)
-    assert len(sittings) == 4 + 4
+    assert len(sittings) == N + N
     assert len(totals(tmp_path / "book")) == 4
 
 
@@ -143,14 +144,14 @@ def test_a_class_that_would_be_seen_from_inside_the_walls_is_not_graded(
 
 
 def test_an_interrupted_run_keeps_what_it_has_and_goes_on_there(submitted, sittings, tmp_path):
-    sittings.stop_after = 4 + 4 + 2  # in the middle of the second student
+    sittings.stop_after = N + N + 2  # in the middle of the second student
     with pytest.raises(KeyboardInterrupt):
         grade([submitted / name for name in ("ada", "bob", "carl")], tmp_path / "book", SESSION)
     assert totals(tmp_path / "book") == {"ada": "10"}
     sittings.stop_after = 10**6
     del sittings[:]
     grade([submitted], tmp_path / "book", SESSION)
-    assert len(sittings) == 4 + 2 * 4
+    assert len(sittings) == N + 2 * N
     assert totals(tmp_path / "book") == {"ada": "10", "bob": "10", "carl": "10", "dora": "0"}
 
 
@@ -159,12 +160,12 @@ def test_a_run_without_a_report_is_tried_twice(submitted, sittings, tmp_path, mo
 
     def dies(notebook, name, cases, limits, *, walled):
         calls.append(name)
-        passed = len(calls) <= 4  # the reference's
+        passed = len(calls) <= N  # the reference's
         return Sitting(passed, "the run ended without a report", "", b"x" if passed else b"")
 
     monkeypatch.setattr(examiner, "sit", dies)
     grade([submitted / "ada"], tmp_path / "book", SESSION)
-    assert len(calls) == 4 + 2 * 4
+    assert len(calls) == N + 2 * N
     assert totals(tmp_path / "book") == {"ada": "0"}
 
 

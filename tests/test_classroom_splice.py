@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -29,7 +30,7 @@ def cell_of(cells, name):
 
 def test_a_reference_knows_its_questions_in_order_with_their_points():
     points = {name: question.points for name, question in REFERENCE.questions.items()}
-    assert points == {"01-brake": 2, "01-objective": 3, "01-best-policy": 2, "01-gradient": 3}
+    assert points == {"01-brake": 2, "01-objective": 3, "01-which-beta": 5}
 
 
 def test_a_reference_without_a_check_is_refused(tmp_path):
@@ -217,11 +218,11 @@ def test_names_are_found_as_python_finds_them(source, gives, wants):
 
 
 def test_a_copy_holds_one_answer_its_helpers_and_check_and_no_other_answer():
-    notebook = spliced(REFERENCE, "01-best-policy", "mine = 1", "expected\n", ["first", "second"])
+    notebook = spliced(REFERENCE, "01-which-beta", "mine = 1", "expected\n", ["first", "second"])
     grade_ids = [nbgrader(cell).get("grade_id") for cell in notebook.cells]
     assert grade_ids == [
-        None, None, "01-best-policy-helper-0", "01-best-policy-helper-1",
-        "01-best-policy", "01-best-policy-check",
+        None, None, "01-which-beta-helper-0", "01-which-beta-helper-1",
+        "01-which-beta", "01-which-beta-check",
     ]  # fmt: skip
     assert [cell.source for cell in notebook.cells[2:4]] == ["first", "second"]
     assert all(cell.cell_type == "code" for cell in notebook.cells)
@@ -229,8 +230,8 @@ def test_a_copy_holds_one_answer_its_helpers_and_check_and_no_other_answer():
     assert answer.source == "mine = 1"
     assert check.outputs[0].text == "expected\n"
     assert check.execution_count == 1
-    assert check.source == 'check("01-best-policy", best_policy)'
-    for name in set(REFERENCE.questions) - {"01-best-policy"}:
+    assert check.source == 'check("01-which-beta", which_beta)'
+    for name in set(REFERENCE.questions) - {"01-which-beta"}:
         assert all(REFERENCE.solution(name) not in cell.source for cell in notebook.cells)
     assert all(cell.outputs == [] for cell in notebook.cells[:-1])
     nbformat.validate(notebook)
@@ -264,9 +265,10 @@ def test_what_a_person_should_look_at_is_found_in_code_and_not_in_comments(answe
 
 
 def test_the_name_that_is_asked_for_is_not_suspicious():
-    solution = REFERENCE.solution("01-gradient")
-    assert "gradient" in REFERENCE.questions["01-gradient"].exercise.own
-    assert for_a_person(solution, REFERENCE, "01-gradient") == []
+    question = REFERENCE.questions["01-brake"]
+    exercise = replace(question.exercise, own=("brake", "sum"))
+    reference = replace(REFERENCE, questions={"01-brake": replace(question, exercise=exercise)})
+    assert for_a_person(reference.solution("01-brake"), reference, "01-brake") == ["sum"]
 
 
 @pytest.mark.parametrize(

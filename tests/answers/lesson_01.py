@@ -1,6 +1,7 @@
 """Answers to the exercises of lesson 01 as learners write them."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -93,8 +94,21 @@ def objective_in_loops(theta, theta_ref, reward, price):
     p, q = theta.exp() / theta.exp().sum(), theta_ref.exp() / theta_ref.exp().sum()
     j = 0
     for v in range(len(p)):
-        j = j + p[v] * reward[v] - price * p[v] * torch.log(p[v] / q[v])
+        if p[v] > 0:
+            j = j + p[v] * reward[v] - price * p[v] * torch.log(p[v] / q[v])
     return j
+
+
+def objective_with_a_guard(logits, ref_logits, rewards, beta):
+    p, q = logits.softmax(0), ref_logits.softmax(0)
+    return torch.dot(p, rewards) - beta * (p * torch.where(p > 0, p / q, 1).log()).sum()
+
+
+def objective_in_two_terms(logits, ref_logits, rewards, beta):
+    theta, theta_ref = logits.float(), ref_logits.float()
+    log_p, log_q = theta - theta.logsumexp(0), theta_ref - theta_ref.logsumexp(0)
+    p = log_p.exp()
+    return (p @ rewards.float() - beta * torch.einsum("v,v->", p, log_p - log_q)).double()
 
 
 def objective_by_xlogy(logits, ref_logits, rewards, beta):
@@ -102,29 +116,24 @@ def objective_by_xlogy(logits, ref_logits, rewards, beta):
     return torch.dot(p, rewards) - beta * (torch.special.xlogy(p, p) - torch.xlogy(p, q)).sum()
 
 
-def objective_in_two_terms(logits, ref_logits, rewards, beta):
-    p = logits.float().softmax(0)
-    return (p @ rewards.float() - beta * kl(p, ref_logits.float().softmax(0))).double()
+def log_kl(x, q):
+    return (x.softmax(0) * (x.log_softmax(0) - q.log_softmax(0))).sum()
 
 
 WRONG_OBJECTIVES = [
-    (lambda x, q, r, b: x.softmax(0) @ r - kl(x.softmax(0), q.softmax(0)), "β is missing"),
-    (lambda x, q, r, b: x.softmax(0) @ r + b * kl(x.softmax(0), q.softmax(0)), "brake is added"),
+    (lambda x, q, r, b: x.softmax(0) @ r - log_kl(x, q), "β is missing"),
+    (lambda x, q, r, b: x.softmax(0) @ r + b * log_kl(x, q), "brake is added"),
+    (lambda x, q, r, b: x.softmax(0) @ r - b * log_kl(q, x), "arguments are swapped"),
     (
-        lambda x, q, r, b: x.softmax(0) @ r - b * kl(q.softmax(0), x.softmax(0)),
-        "arguments are swapped",
-    ),
-    (
-        lambda x, q, r, b: x.softmax(0).detach() @ r - b * kl(x.softmax(0), q.softmax(0)),
+        lambda x, q, r, b: x.softmax(0).detach() @ r - b * log_kl(x, q),
         "accelerator carries no gradient",
     ),
-    (
-        lambda x, q, r, b: x.softmax(0) @ r - b * kl(x.softmax(0), q.softmax(0)).item(),
-        "KL carries no gradient",
-    ),
+    (lambda x, q, r, b: x.softmax(0) @ r - b * log_kl(x, q).item(), "KL carries no gradient"),
     (lambda x, q, r, b: objective_in_loops(x, q, r, b).item(), "no gradient reaches"),
     (lambda x, q, r, b: objective_in_loops(x, q, r.detach(), b), "no gradient reaches rewards"),
-    (lambda x, q, r, b: r.mean() - b * kl(x.softmax(0), q.softmax(0)), "averaged over the words"),
+    (lambda x, q, r, b: r.mean() - b * log_kl(x, q), "averaged over the words"),
+    (lambda x, q, r, b: x.softmax(0) @ r - b * kl(x.softmax(0), q.softmax(0)), "nan comes of 0"),
+    (objective_by_xlogy, "the gradient is not right: nan comes of 0"),
     (lambda x, q, r, b: objective_in_loops(x, q, r, b)[None], "shape is not right"),
     (lambda x, q, r, b: -objective_in_loops(x, q, r, b), "its sign is"),
     (lambda x, q, r, b: objective_in_loops(x, q, r, b).abs(), "take no abs"),
@@ -134,97 +143,88 @@ WRONG_OBJECTIVES = [
 ]
 
 
-# Exercise 01-best-policy.
+# Exercise 01-which-beta.
 
 
-def best_policy_in_loops(p, reward, price):
-    mass = [p[v] * math.e ** (reward[v] / price) for v in range(len(p))]
-    return torch.stack([m / sum(mass) for m in mass])
+def which_beta_in_loops(reference, policy, reward, price):
+    words = [v for v in range(len(policy)) if policy[v] > 0]
+    pairs = [(u, v) for u in words for v in words if reward[u] != reward[v]]
+    u, v = pairs[0]
+    tilt = math.log(policy[u] / reference[u]) - math.log(policy[v] / reference[v])
+    top = max(reward).item()
+    z = sum(reference[w] * math.exp((reward[w] - top) / price) for w in range(len(reward)))
+    worth = [reward[w] - price * math.log(policy[w] / reference[w]) for w in words]
+    j = sum(policy[w] * net for w, net in zip(words, worth, strict=True))
+    return ((reward[u] - reward[v]) / tilt).item(), (top + price * math.log(z) - j).item()
 
 
-def best_policy_in_a_list(p_ref, rewards, beta):
-    top = rewards.max().detach()
-    mass = p_ref * torch.exp((rewards - top) / beta)
-    return list(mass / torch.einsum("v->", mass))
+def which_beta_in_numpy(p_ref, p, rewards, beta):
+    p_ref, p, rewards = (x.numpy() for x in (p_ref, p, rewards))
+    some = p > 0
+    used = 1 / np.polyfit(rewards[some], np.log(p[some] / p_ref[some]), 1)[0]
+    best = np.log(p_ref) + rewards / beta
+    best -= np.logaddexp.reduce(best)
+    return [used, beta * (p[some] @ (np.log(p[some]) - best[some]))]
 
 
-def best_policy_in_single_precision(p_ref, rewards, beta):
-    mass = p_ref.float() * (rewards.float() / beta).exp()
-    return mass / mass.sum()
+def which_beta_by_a_guard(p_ref, p, rewards, beta):
+    log_ratio = torch.where(p > 0, p / p_ref, 1).log()
+    worst = torch.where(p > 0, rewards, math.inf).argmin()
+    used = (rewards.max() - rewards[worst]) / (log_ratio[rewards.argmax()] - log_ratio[worst])
+    best = (p_ref.log() + rewards / beta).log_softmax(0)
+    return torch.stack([used, beta * (torch.xlogy(p, p) - p * best).sum()])
 
 
-WRONG_BEST_POLICIES = [
-    (lambda p, r, b: p * (r * b).exp() / (p * (r * b).exp()).sum(), "the exponent is R / β"),
-    (lambda p, r, b: p * (r / b).exp(), "does not sum to 1"),
-    (lambda p, r, b: (r / b).softmax(0), "the reference is missing"),
-    (lambda p, r, b: (p + r / b).softmax(0), "take its logarithm"),
-    (lambda p, r, b: (p.log() - r / b).softmax(0), "sign is wrong"),
-    (lambda p, r, b: ((p.log() + r) / b).softmax(0), "β divides the reference too"),
-    (lambda p, r, b: (p.log() + r / b).softmax(0).detach(), "no gradient reaches"),
-    (lambda p, r, b: (r == r.max()).double(), "greedy"),
-    (lambda p, r, b: (p.log() + r / b)[:3].softmax(0), "the shape is not right"),
-    (lambda p, r, b: p * (r / b).exp() / (p @ (r / b).exp()) * len(p) / 3, "the value is not"),
-    (lambda p, r, b: (p.log() + r / b).softmax(0).numpy(force=True), "no gradient reaches"),
-    (lambda p, r, b: p.mul_((r / b).exp()) / p.sum(), "p_ref in place"),
-    (lambda p, r, b: (p.log() + r / b).log_softmax(0), "the value is not right"),
-]
+def which_beta_of(words, p_ref, p, rewards, beta, z=torch.logsumexp):
+    """From two words, with the cost by whatever way to log Z."""
+    u, v = words
+    log_ratio = (p / p_ref).log()
+    j = p @ rewards - beta * torch.xlogy(p, p / p_ref).sum()
+    used = (rewards[u] - rewards[v]) / (log_ratio[u] - log_ratio[v])
+    return used, beta * z(p_ref.log() + rewards / beta, 0) - j
 
 
-# Exercise 01-gradient.
+def with_used(change):
+    def answer(*given):
+        used, cost = which_beta_in_loops(*given)
+        return change(used), cost
+
+    return answer
 
 
-def gradient_by_autograd(theta, theta_ref, reward, price):
-    theta = theta.clone().requires_grad_()
-    objective_in_loops(theta, theta_ref, reward, price).backward()
-    return theta.grad
+def with_cost(change):
+    def answer(*given):
+        used, cost = which_beta_in_loops(*given)
+        return used, change(used, cost, *given)
+
+    return answer
 
 
-def gradient_by_jacobian(theta, theta_ref, reward, price):
-    def j(x):
-        log_p = torch.log_softmax(x, 0)
-        return (log_p.exp() * (reward - price * (log_p - theta_ref.log_softmax(0)))).sum()
-
-    return torch.func.grad(j)(theta).tolist()
-
-
-def gradient_in_plain_python(logits, ref_logits, rewards, beta):
-    log_p, log_q = ((x - x.logsumexp(0)).tolist() for x in (logits, ref_logits))
-    f = [r - beta * (a - b) for r, a, b in zip(rewards.tolist(), log_p, log_q, strict=True)]
-    p = [math.exp(a) for a in log_p]
-    j = sum(a * b for a, b in zip(p, f, strict=True))
-    return tuple(a * (b - j) for a, b in zip(p, f, strict=True))
-
-
-def gradient_with_a_guard(logits, ref_logits, rewards, beta):
-    p, q = logits.softmax(0).numpy(), ref_logits.softmax(0).numpy()
-    f = rewards.numpy() - beta * np.log(np.where(p > 0, p / q, 1))
-    return p * (f - p @ f)
-
-
-def gradient_in_numpy(logits, ref_logits, rewards, beta):
-    p, q = (np.exp(x.numpy()) / np.exp(x.numpy()).sum() for x in (logits, ref_logits))
-    with np.errstate(all="ignore"):
-        f = rewards.numpy() - beta * np.log(p / q)
-    with np.errstate(all="ignore"):
-        return p * (f - p @ f)
-
-
-WRONG_GRADIENTS = [
-    (lambda x, q, r, b: -gradient_by_autograd(x, q, r, b), "sign is wrong"),
-    (lambda x, q, r, b: gradient_by_autograd(x, q, r, 1.0), "β is missing"),
-    (lambda x, q, r, b: gradient_by_autograd(x, q, r, 0.0), "the brake is missing"),
-    (lambda x, q, r, b: gradient_by_autograd(x, q, r, -b), "wrong way"),
-    (lambda x, q, r, b: gradient_by_autograd(x, q, r, b) / x.softmax(0), "factor π(v) is missing"),
-    (lambda x, q, r, b: gradient_by_autograd(x, q, r, b) / len(x), "the value is not right"),
-    (gradient_by_autograd, "nan comes of 0 · log 0"),
-    (gradient_in_numpy, "nan comes of 0 · log 0"),
-    (lambda *a: gradient_by_jacobian(*a)[:3], "the shape is not right"),
-    (lambda *a: np.abs(gradient_by_jacobian(*a)), "take no abs"),
-    (lambda *a: np.array(gradient_by_jacobian(*a)).clip(min=0), "do not cut it off"),
+WRONG_WHICH_BETAS = [
+    (partial(which_beta_of, (0, 1)), "0 / 0"),
+    (partial(which_beta_of, (0, -1)), "the value is not right"),
     (
-        lambda x, q, r, b: x.softmax(0) * (r - b * (x.softmax(0) / q.softmax(0)).log()),
-        "J is not subtracted",
+        lambda *given: which_beta_of((-1, -2), *given, z=lambda x, dim: x.exp().sum(dim).log()),
+        "∞ comes of log 0 and of exp(800)",
     ),
+    (with_used(lambda x: 1 / x), "this is 1 / β"),
+    (with_used(lambda x: -x), "β comes out negative"),
+    (
+        lambda q, p, *given: (
+            which_beta_by_a_guard(torch.ones_like(q), p, *given)[0],
+            which_beta_by_a_guard(q, p, *given)[1],
+        ),
+        "the reference is missing",
+    ),
+    (with_cost(lambda used, x, q, p, r, b: which_beta_in_loops(q, p, r, used)[1]), "with the β of"),
+    (with_cost(lambda used, x, *given: -x), "the cost's sign is wrong"),
+    (with_cost(lambda used, x, q, p, r, b: x / b), "the cost is β times a KL"),
+    (with_cost(lambda used, x, q, p, r, b: b * torch.xlogy(p, p / q).sum()), "this is the brake"),
+    (with_cost(lambda used, x, q, p, r, b: b * (q.log() + r / b).logsumexp(0)), "this is J*"),
+    (lambda *given: which_beta_in_loops(*given)[0], "expected 2 numbers, yours 1 number"),
+    (lambda *given: which_beta_in_loops(*given)[::-1], "the value is not right"),
+    (with_used(lambda x: x.__round__(1)), "the value is not right"),
+    (lambda q, p, r, b: which_beta_in_loops(q, p, r.sub_(r.max()), b), "rewards in place"),
 ]
 
 
@@ -235,18 +235,12 @@ RIGHT = {
         brake_by_torch,
         brake_with_a_guard,
     ],
-    "01-objective": [objective_in_loops, objective_in_two_terms, objective_by_xlogy],
-    "01-best-policy": [
-        best_policy_in_loops,
-        best_policy_in_single_precision,
-        best_policy_in_a_list,
-    ],
-    "01-gradient": [gradient_by_jacobian, gradient_in_plain_python, gradient_with_a_guard],
+    "01-objective": [objective_in_loops, objective_in_two_terms, objective_with_a_guard],
+    "01-which-beta": [which_beta_in_loops, which_beta_in_numpy, which_beta_by_a_guard],
 }
 
 WRONG = {
     "01-brake": WRONG_BRAKES,
     "01-objective": WRONG_OBJECTIVES,
-    "01-best-policy": WRONG_BEST_POLICIES,
-    "01-gradient": WRONG_GRADIENTS,
+    "01-which-beta": WRONG_WHICH_BETAS,
 }

@@ -1,4 +1,4 @@
-"""Lesson 01, the objective: the brake of a response, J by hand, the best policy, the gradient."""
+"""Lesson 01, the objective: the brake of a response, J down to θ, and which β was used."""
 
 import torch
 from torch import Generator, Tensor
@@ -56,8 +56,13 @@ BRAKE = Exercise(
 
 
 def _words(generator: Generator, k: int) -> dict:
+    """The policy is π* in case 1; in case 2 there is a word that it never says."""
     logits, ref_logits, rewards = normal(3, *sizes(k, 1, low=3), generator=generator)
     beta, rewards = uniform(0.3, 1.3, generator), rewards + (0, 2, -2, 0)[k]
+    if k == 1:
+        logits = ref_logits + rewards / beta
+    if k == 2:
+        logits[0] = -800
     return {"logits": logits, "ref_logits": ref_logits, "rewards": rewards, "beta": beta}
 
 
@@ -104,101 +109,77 @@ OBJECTIVE = Exercise(
 )  # fmt: skip
 
 
-# The best policy of a table.
+# Which beta a run was trained with, and what the slip costs.
 
 
-def _table(generator: Generator, k: int) -> dict:
+def _at_a_top(generator: Generator, k: int) -> dict:
+    """Two words earn the same in case 1; one is never said in case 2; a tiny beta in case 3."""
     ref_logits, rewards = normal(2, *sizes(k, 1, low=3), generator=generator)
-    beta = uniform(0.3, 1.3, generator)
-    return {"p_ref": ref_logits.softmax(-1), "rewards": rewards, "beta": beta}
-
-
-def _best_policy(p_ref: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """From the odds of every pair of words: pi*(u) / pi*(v), summed over u, is 1 / pi*(v)."""
-    log_mass = p_ref.log() + rewards / beta
-    return 1 / (log_mass.unsqueeze(0) - log_mass.unsqueeze(1)).exp().sum(-1)
-
-
-BEST_POLICY = Exercise(
-    name="01-best-policy",
-    draw=_table,
-    route=_best_policy,
-    differentiate=("rewards",),
-    own=("optimum",),
-    mistakes={
-        "β multiplies the reward; the exponent is R / β": lambda p, r, beta: (
-            p.log() + r * beta
-        ).softmax(-1),
-        "β is missing": lambda p, r, beta: (p.log() + r).softmax(-1),
-        "the reference is missing": lambda p, r, beta: (r / beta).softmax(-1),
-        "the exponent's sign is wrong: more reward, more probability": lambda p, r, beta: (
-            p.log() - r / beta
-        ).softmax(-1),
-        "it does not sum to 1: divide by Z": lambda p, r, beta: p * (r / beta).exp(),
-        "p_ref holds probabilities: take its logarithm before a softmax": lambda p, r, beta: (
-            p + r / beta
-        ).softmax(-1),
-        "β divides the reference too; only the reward is divided": lambda p, r, beta: (
-            (p.log() + r) / beta
-        ).softmax(-1),
-        "this is the greedy policy; with a brake every word keeps a share":
-            lambda p, r, beta: torch.eye(len(r), dtype=r.dtype)[r.argmax()],
-        "Z carries no gradient: it depends on the rewards too":
-            lambda p, r, beta: p * (r / beta).exp() / (p * (r / beta).exp()).sum().detach(),
-    },
-)  # fmt: skip
-
-
-# The gradient of J with respect to the logits.
-
-
-def _anywhere(generator: Generator, k: int) -> dict:
-    """The policy is π* in case 1; in case 2 there is a word that it never says."""
-    case = _words(generator, k)
+    used, beta = uniform(0.3, 0.7, generator), uniform(0.9, 1.8, generator)
     if k == 1:
-        case["logits"] = case["ref_logits"] + case["rewards"] / case["beta"]
+        rewards[1] = rewards[0]
     if k == 2:
-        case["logits"][0] = -800
-    return case
+        rewards[0], used = rewards[0] - 80, used / 10
+    p = (ref_logits.log_softmax(-1) + rewards / used).softmax(-1)
+    beta = 0.001 if k == 3 else beta
+    return {"p_ref": ref_logits.softmax(-1), "p": p, "rewards": rewards, "beta": beta}
 
 
-def _gradient(logits: Tensor, ref_logits: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """Autograd through `_objective`, which is itself another way."""
-    theta = logits.detach().clone().requires_grad_()
-    return torch.autograd.grad(_objective(theta, ref_logits, rewards, beta), theta)[0]
+def _slope(x: Tensor, y: Tensor) -> Tensor:
+    """Of the straight line through all the points (x, y)."""
+    x = x - x.mean()
+    return (x * y).sum() / (x * x).sum()
 
 
-def _net(x: Tensor, ref: Tensor, r: Tensor, beta: float) -> Tensor:
-    return r - beta * log_ratio(x, ref)
+def _which_beta(p_ref: Tensor, p: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """A line through all words, and the gap as a KL."""
+    said = p > 0
+    used = _slope((p[said].log() - p_ref[said].log()), rewards[said])
+    return used, beta * _kl(p.log(), p_ref.log() + rewards / beta)
 
 
-def _covariance(p: Tensor, net: Tensor) -> Tensor:
-    return p * (net - (p * net).sum())
+def _but(used=lambda x: x, cost=lambda x, p_ref, p, r, beta: x):
+    """The right answer but for what becomes of either number."""
+
+    def answer(*given):
+        x, y = _which_beta(*given)
+        return used(x), cost(y, *given)
+
+    return answer
 
 
-GRADIENT = Exercise(
-    name="01-gradient",
-    draw=_anywhere,
-    route=_gradient,
-    own=("gradient", "exact"),
+def _without_reference(p_ref: Tensor, p: Tensor, r: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    ends = torch.stack([r.argmax(), torch.where(p > 0, r, torch.inf).argmin()])
+    return _slope(p[ends].log(), r[ends]), _which_beta(p_ref, p, r, beta)[1]
+
+
+def _best(p_ref: Tensor, r: Tensor, beta: float) -> Tensor:
+    return p_ref.log() + r / beta
+
+
+WHICH_BETA = Exercise(
+    name="01-which-beta",
+    draw=_at_a_top,
+    route=_which_beta,
+    own=("optimum", "evaluate", "kl_divergence", "kl_of_log_probs"),
     mistakes={
-        "J is not subtracted: what counts is the net worth above it":
-            lambda x, ref, r, beta: x.softmax(-1) * _net(x, ref, r, beta),
-        "the factor π(v) is missing":
-            lambda x, ref, r, beta: _net(x, ref, r, beta) - x.softmax(-1) @ _net(x, ref, r, beta),
-        "this is the gradient of the reward alone; the brake is missing":
-            lambda x, ref, r, beta: _covariance(x.softmax(-1), r),
-        "the sign is wrong: J is maximised, so its gradient points uphill":
-            lambda x, ref, r, b: -_covariance(x.softmax(-1), _net(x, ref, r, b)),
-        "β is missing": lambda x, ref, r, beta: _covariance(x.softmax(-1), _net(x, ref, r, 1.0)),
-        "the brake pulls the wrong way: it is subtracted":
-            lambda x, ref, r, beta: _covariance(x.softmax(-1), _net(x, ref, r, -beta)),
-        "the plain mean is subtracted; J is the mean under the policy": lambda x, ref, r, beta: (
-            x.softmax(-1) * (_net(x, ref, r, beta) - _net(x, ref, r, beta).mean())
-        ),
-        "J is subtracted without its brake":
-            lambda x, ref, r, beta: x.softmax(-1) * (_net(x, ref, r, beta) - x.softmax(-1) @ r),
+        "this is 1 / β: reward differs by β times the log-ratio": _but(lambda x: 1 / x),
+        "β comes out negative: the log-ratio is log p − log p_ref": _but(lambda x: -x),
+        "the reference is missing: it is the log-ratio that grows with the reward":
+            _without_reference,
+        "the cost is measured with the β of the file, not with the one that was used":
+            _but(cost=lambda x, *_: 0 * x),
+        "the cost's sign is wrong: J* is the larger one": _but(cost=lambda x, *_: -x),
+        "the cost is β times a KL; β is missing": _but(cost=lambda x, q, p, r, beta: x / beta),
+        "the cost is β KL(p ‖ π*): the policy that came out stands first":
+            _but(cost=lambda x, q, p, r, beta: beta * _kl(_best(q, r, beta), p.log())),
+        "this is the brake, β times the KL to the reference; the cost is J* − J":
+            _but(cost=lambda x, q, p, r, beta: beta * _kl(p.log(), q.log())),
+        "this is what the reference misses":
+            _but(cost=lambda x, q, p, r, beta: beta * _kl(q.log(), _best(q, r, beta))),
+        "this is J*; the cost is J* − J":
+            _but(cost=lambda x, q, p, r, beta: beta * _best(q, r, beta).logsumexp(-1)),
     },
 )  # fmt: skip
 
-EXERCISES = [BRAKE, OBJECTIVE, BEST_POLICY, GRADIENT]
+EXERCISES = [BRAKE, OBJECTIVE, WHICH_BETA]
