@@ -64,9 +64,10 @@ def token_rewards(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tenso
 def leave_one_out(returns: Tensor, mask: Tensor) -> Tensor:
     """Returns each return less the mean return of the other trajectories at the same step.
 
-    The mean does not depend on the trajectory's own tokens, so it is a baseline: the expected
-    gradient stays, its variance falls. Where no other trajectory reaches the step, the baseline
-    is 0.
+    For trajectories that were drawn and weigh the same, as `sample` gives them: then the mean does
+    not depend on the trajectory's own tokens, and the expected gradient stays. The list of
+    `enumerate_all`, with its unequal weights, would get another gradient. Where no other trajectory
+    reaches the step, the baseline is 0.
 
     Args:
         returns: [B, T], in reward.

@@ -67,6 +67,23 @@ def test_leave_one_out_takes_off_the_mean_of_the_others_that_reach_the_step():
     assert_close(got, torch.tensor([first, second, third]))
 
 
+def test_leave_one_out_keeps_the_gradient_of_draws_and_not_that_of_a_weighted_list():
+    # Two words with probabilities 3/4 and 1/4 and rewards 1 and 0, in the first logit:
+    # the gradient of the expected reward is p1 p2 (1 - 0), that of log p(word) is p2 or -p1.
+    p, score_of, one = (
+        torch.tensor([3 / 4, 1 / 4]),
+        torch.tensor([1 / 4, -3 / 4]),
+        mask_of([1, 1], 1),
+    )
+    right, two_draws = 3 / 4 * 1 / 4, 0.0
+    for i, j in itertools.product((0, 1), repeat=2):
+        left = leave_one_out(torch.tensor([[1.0 - i], [1.0 - j]]), one)[:, 0]
+        two_draws += p[i] * p[j] * (left @ score_of[[i, j]]) / 2
+    assert_close(two_draws, torch.tensor(right))
+    the_list = (p * score_of) @ leave_one_out(torch.tensor([[1.0], [0.0]]), one)[:, 0]
+    assert_close(the_list, torch.tensor(2 * right))
+
+
 def test_generalized_advantages_of_two_responses_by_hand():
     rewards = torch.tensor([[1.0, 2.0], [4.0, 99.0]])
     values = torch.tensor([[0.5, 3.0], [6.0, 99.0]])

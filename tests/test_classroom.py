@@ -291,7 +291,7 @@ def test_a_slip_in_an_answer_shows_the_learners_own_lines_and_little_else(slip):
 
 
 def test_what_a_learner_is_shown_is_never_wider_than_90_columns():
-    for name in ("06-anchors", "07-attention", "02-two-penalties"):
+    for name in ("06-anchors", "07-attention", "02-batch-kl"):
         exercise = find(name)
         for answer in (lambda *a: 0.5, lambda x, *a: 2 * x, next(iter(exercise.mistakes.values()))):
             with pytest.raises(CheckFailed) as caught:
