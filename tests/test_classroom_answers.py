@@ -93,6 +93,7 @@ NEVER_NEGATIVE = {
     "02-who-drew": [1, 2],
     "02-which-fault": [0],
     "04-left-to-earn": [1],
+    "04-diagnose": [0, 1],
     "04-controller": [0],
     "05-best-tokens": [1, 2],
     "06b-follow-up": [0],

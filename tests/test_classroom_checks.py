@@ -28,7 +28,7 @@ AXES = {
     "03-answerable": "B BT BT",
     "03-surrogate": "BTV BTV BT BT BT",
     "04-left-to-earn": "PV PV PV",
-    "04-response-to-beta": "V V",
+    "04-diagnose": "G G G",
     "04-controller": "G GBT GBT",
     "05-to-go": "B BT BT",
     "05-gae": "BT BT BT",

@@ -80,18 +80,21 @@ WRONG_GAPS = [
         "wrong order",
     ),
     (
-        lambda x, q, r, b: (top(q, r, b), top(q, r, b).detach() - worth(x, q, r, b)),
+        lambda x, q, r, b: (
+            top(q, r, b),
+            top_and_gap_in_logs(x, q, r, b)[1] - top(q, r, b) + top(q, r, b).detach(),
+        ),
         "no gradient to J*",
     ),
     (
         lambda x, q, r, b: (top(q, r, b), b * kl(x.detach().softmax(-1), best(q, r, b))),
-        "∞ comes of log 0",
+        "nan comes of 0 · log 0",
     ),
     (
-        lambda x, q, r, b: (top(q, r, b), top(q, r, b) - worth(x.detach(), q, r, b)),
+        lambda x, q, r, b: top_and_gap_in_logs(x.detach(), q, r, b),
         "no gradient reaches logits",
     ),
-    (top_and_gap_as_a_difference, "exp(800)"),
+    (top_and_gap_as_a_difference, "nan comes of"),
     (top_and_gap_in_single_precision, "nan comes of"),
     (lambda *a: top_and_gap_in_logs(*a).clamp(min=0.01), "the value is not right"),
     (lambda *a: top_and_gap_in_logs(*a).clamp(max=1), "the value is not right"),
@@ -104,70 +107,51 @@ WRONG_GAPS = [
 ]
 
 
-# Exercise 04-response-to-beta.
+# Exercise 04-diagnose.
 
 
-def response_by_autograd(q, r, b):
-    b = torch.tensor(b, requires_grad=True)
-    p = best(q, r, b)
-    found = [torch.autograd.grad(x, b, retain_graph=True)[0] for x in ((p * r).sum(), kl(p, q))]
-    return torch.stack(found)[0], torch.stack(found)[1]
+def diagnose_in_loops(betas, kls, rewards):
+    missed = []
+    for g in range(len(betas)):
+        worth = [(r - betas[g] * kl).item() for kl, r in zip(kls, rewards, strict=True)]
+        missed.append(max(worth) - worth[g])
+    return missed, int(np.argmax(missed))
 
 
-def response_by_finite_differences(q, r, b, h=1e-5):
-    (up, down) = (best(q, r, b + h), best(q, r, b - h))
-    return (up @ r - down @ r).item() / (2 * h), (kl(up, q) - kl(down, q)).item() / (2 * h)
+def diagnose_in_numpy(betas, kls, rewards):
+    b, kl, r = (x.numpy().astype(np.float32) for x in (betas, kls, rewards))
+    missed = (r - np.outer(b, kl)).max(axis=1) - (r - b * kl)
+    return np.array(missed), missed.argmax()
 
 
-def response_in_numpy(p_ref, rewards, beta):
-    q, r = p_ref.numpy(), rewards.numpy()
-    p = q * np.exp(r / beta) / (q * np.exp(r / beta)).sum()
-    v = p @ r**2 - (p @ r) ** 2
-    return -v / beta**2, -v / beta**3
+def diagnose_by_differences(betas, kls, rewards):
+    more, further = rewards - rewards[:, None], kls - kls[:, None]
+    missed = (more - betas[:, None] * further).max(dim=1).values
+    return [missed, torch.argsort(missed)[-1]]
 
 
-def response_in_plain_python(p_ref, rewards, beta):
-    mass = [p * math.exp(r / beta) for p, r in zip(p_ref.tolist(), rewards.tolist(), strict=True)]
-    m1, m2 = (
-        sum(m * r**k for m, r in zip(mass, rewards.tolist(), strict=True)) / sum(mass)
-        for k in (1, 2)
-    )
-    return [(m1 * m1 - m2) / beta**k for k in (2, 3)]
+def own_worths(b, kl, r):
+    worth = r - b * kl
+    return worth.max() - worth, (worth.max() - worth).argmax()
 
 
-def variance(p, r):
-    return p @ (r - p @ r) ** 2
+def missed(b, kl, r):
+    return diagnose_by_differences(b, kl, r)[0]
 
 
-WRONG_RESPONSES = [
-    (lambda q, r, b: (variance(best(q, r, b), r), variance(best(q, r, b), r) / b), "in λ"),
-    (
-        lambda q, r, b: (variance(best(q, r, b), r) / b**2, variance(best(q, r, b), r) / b**3),
-        "the sign is wrong",
-    ),
-    (
-        lambda q, r, b: (-variance(best(q, r, b), r) / b**2, -variance(best(q, r, b), r) / b**2),
-        "the factor λ is missing",
-    ),
-    (lambda q, r, b: (-variance(q, r) / b**2, -variance(q, r) / b**3), "is the reference's"),
-    (
-        lambda q, r, b: (
-            -r.var(correction=0) / b**2,
-            -r.var(correction=0) / b**3,
-        ),
-        "not weighted",
-    ),
-    (
-        lambda q, r, b: (-best(q, r, b) @ r**2 / b**2, -best(q, r, b) @ r**2 / b**3),
-        "subtract the mean",
-    ),
-    (lambda q, r, b: response_by_autograd(q, r, b)[::-1], "wrong order"),
-    (lambda q, r, b: (-r.var() / b**2, -r.var() / b**3), "the value is not right"),
-    (lambda q, r, b: response_by_autograd(q, r, b)[0], "the shape is not right"),
-    (lambda q, r, b: torch.stack(response_by_autograd(q, r, b)).abs(), "the sign is wrong"),
-    (lambda q, r, b: np.maximum(response_in_numpy(q, r, b), 0), "do not cut it off"),
-    (lambda q, r, b: response_in_numpy(q, r, min(b, 1)), "the value is not right"),
-    (lambda q, r, b: response_by_autograd(q.clamp_(0, 0.3), r, b), "p_ref in place"),
+WRONG_DIAGNOSES = [
+    (own_worths, "counted at their own β"),
+    (lambda b, kl, r: diagnose_in_loops(torch.ones(len(b)), kl, r), "β is missing"),
+    (lambda b, kl, r: (r.max() - r, r.argmin()), "the brake is missing"),
+    (lambda b, kl, r: diagnose_in_numpy(-b, kl, r), "sign of the brake"),
+    (lambda b, kl, r: diagnose_in_numpy(b, kl.relu(), r), "do not cut it off"),
+    (lambda b, kl, r: diagnose_in_numpy(b, kl.abs(), r), "take no abs"),
+    (lambda b, kl, r: (-missed(b, kl, r), missed(b, kl, r).argmax()), "the sign is wrong"),
+    (lambda b, kl, r: (missed(b, kl, r), missed(b, kl, r).argmin()), "misses least"),
+    (lambda b, kl, r: (missed(b, kl, r), missed(b, kl, r).argmax() + 1), "the value is not right"),
+    (lambda b, kl, r: (r - b * kl, (r - b * kl).argmin()), "the value is not right"),
+    (missed, "the shape is not right"),
+    (lambda b, kl, r: diagnose_by_differences(b, kl.clamp_(min=0), r), "kls in place"),
 ]
 
 
@@ -264,6 +248,8 @@ WRONG_CONTROLLERS = [
         ),
         "the value is not right",
     ),
+    (lambda b, k, m, c, h: controller_by_einsum(b, k.abs(), m, c, h), "the value is not right"),
+    (lambda b, k, m, c, h: controller_in_loops(b, k.relu(), m, c, h), "do not cut it off"),
     (controller_that_writes_to_its_arguments, "changes its argument beta in place"),
     (lambda b, k, m, c, h: controller_in_loops(b, k, m, c, h)[0], "the shape is not right"),
 ]
@@ -271,12 +257,7 @@ WRONG_CONTROLLERS = [
 
 RIGHT = {
     "04-left-to-earn": [top_and_gap_in_logs, top_and_gap_in_lists],
-    "04-response-to-beta": [
-        response_by_autograd,
-        response_by_finite_differences,
-        response_in_numpy,
-        response_in_plain_python,
-    ],
+    "04-diagnose": [diagnose_in_loops, diagnose_in_numpy, diagnose_by_differences],
     "04-controller": [
         controller_in_loops,
         controller_by_einsum,
@@ -286,6 +267,6 @@ RIGHT = {
 
 WRONG = {
     "04-left-to-earn": WRONG_GAPS,
-    "04-response-to-beta": WRONG_RESPONSES,
+    "04-diagnose": WRONG_DIAGNOSES,
     "04-controller": WRONG_CONTROLLERS,
 }

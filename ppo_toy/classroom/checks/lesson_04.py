@@ -1,4 +1,4 @@
-"""Lesson 04, beta: the gap to the best policy, its answer to beta, a controller."""
+"""Lesson 04, beta: the gap to the best policy, runs that judge each other, a controller."""
 
 import math
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import kl_along, normal, random_mask, sizes, uniform
+from ppo_toy.classroom.inputs import normal, random_mask, sizes, uniform
 from ppo_toy.kl import kl_divergence as _kl
 
 
@@ -20,12 +20,12 @@ def _tilted(p_ref: Tensor, rewards: Tensor, beta: float | Tensor) -> Tensor:
 
 
 def _prompts(generator: Generator, k: int) -> dict:
-    """Case 1 has a tiny β, case 2 is at π*, and in case 3 J* is below 0."""
+    """Cases 1 and 4 have a tiny β, 2 and 4 are at π*, and in case 3 J* is below 0."""
     logits, ref_logits, rewards = normal(3, *sizes(k, 2), generator=generator)
-    beta = 0.001 if k == 1 else uniform(0.3, 0.9, generator)
+    beta = 0.001 if k in (1, 4) else uniform(0.3, 0.9, generator)
     p_ref, rewards = ref_logits.softmax(-1), rewards - 3 * (k == 3)
     rewards = rewards + 4 * (k == 1) * torch.arange(len(rewards))[:, None]  # best ones far apart
-    logits = _tilted(p_ref, rewards, beta) if k == 2 else 2 * logits
+    logits = _tilted(p_ref, rewards, beta) if k in (2, 4) else 2 * logits
     return {"logits": logits, "p_ref": p_ref, "rewards": rewards, "beta": beta}
 
 
@@ -33,11 +33,12 @@ def _left_to_earn(logits, p_ref, rewards, beta):
     """The gap as a difference: J* from the sum Z, J from its two terms, prompt by prompt."""
     tops, gaps = [], []
     for x, q, r in zip(logits, p_ref, rewards, strict=True):
-        p, most = x.exp() / x.exp().sum(), r.max()
+        x, most = x - x.max(), r.max()
+        log_p = x - torch.log(x.exp().sum())
         z = sum(q[y] * torch.exp((r[y] - most) / beta) for y in range(len(q)))
         tops.append(most + beta * torch.log(z))
-        net = r - beta * torch.log(p / q)
-        gaps.append(tops[-1] - sum(p[y] * net[y] for y in range(len(q))))
+        net = r - beta * (log_p - torch.log(q))
+        gaps.append(tops[-1] - sum(log_p[y].exp() * net[y] for y in range(len(q))))
     return torch.stack(tops), torch.stack(gaps)
 
 
@@ -57,16 +58,13 @@ def _both(*z, top=_top, gap=_gap):
     return top(*z), gap(*z)
 
 
-def _best_reward(x, p, r, b):
-    return (_tilted(p, r, b).softmax(-1) * r).sum(-1)
-
-
 LEFT_TO_EARN = Exercise(
     name="04-left-to-earn",
     draw=_prompts,
     route=_left_to_earn,
     differentiate=("logits", "rewards"),
     own=("optimum", "evaluate", "kl_divergence", "kl_of_log_probs"),
+    n_cases=5,
     mistakes={
         "gap: β is missing": partial(_both, gap=lambda *z: _gap(*z) / z[3]),
         "gap: the KL is to the reference; it has to be to π*":
@@ -78,20 +76,12 @@ LEFT_TO_EARN = Exercise(
         "gap: the brake is missing in J":
             partial(_both, gap=lambda *z: _top(*z) - (z[0].softmax(-1) * z[2]).sum(-1)),
         "J*: β is missing before log Z": partial(_both, top=lambda *z: _top(*z) / z[3]),
-        "J*: the logarithm is missing":
-            partial(_both, top=lambda x, p, r, b: b * _tilted(p, r, b).exp().sum(-1)),
-        "J*: this is R*, the reward alone": partial(_both, top=_best_reward),
-        "β multiplies the reward; the exponent is R / β": lambda x, p, r, b: (
-            b * _tilted(p, r, 1 / b).logsumexp(-1),
-            b * _kl(x, _tilted(p, r, 1 / b)),
-        ),
+        "J*: this is R*, the reward alone": partial(
+            _both, top=lambda x, p, r, b: (_tilted(p, r, b).softmax(-1) * r).sum(-1)),
         "the reference is missing in Z": lambda x, p, r, b: _both(x, torch.ones_like(p), r, b),
-        "p_ref holds probabilities: take its logarithm": lambda x, p, r, b: _both(x, p.exp(), r, b),
         "each prompt has its own Z; this is one for all": partial(
             _both, top=lambda x, p, r, b: b * _tilted(p, r, b).logsumexp((0, 1)).expand(len(x))
         ),
-        "the softmax runs over the prompts; each prompt has its own":
-            partial(_both, gap=lambda x, p, r, b: b * kl_along(0, x, _tilted(p, r, b))),
         "the two are in the wrong order: J* comes first": lambda *z: _both(*z)[::-1],
         "the gap carries no gradient to J*: do not detach it":
             partial(_both, gap=lambda *z: _top(*z).detach() - _j(*z)),
@@ -99,55 +89,64 @@ LEFT_TO_EARN = Exercise(
 )  # fmt: skip
 
 
-# The derivatives of R* and KL* with respect to beta.
+# Runs that judge each other.
 
 
-def _table(generator: Generator, k: int) -> dict:
-    ref_logits, rewards = normal(2, *sizes(k, 1, low=3), generator=generator)
-    beta = uniform(0.5, 0.9, generator) + (k == 1)
-    return {"p_ref": ref_logits.softmax(-1), "rewards": rewards + 2 * (k == 2), "beta": beta}
+def _logged(generator: Generator, k: int) -> dict:
+    """One run is off. In case 1 a β is tiny, in case 2 a KL below 0, in case 3 all rewards are."""
+    (n,) = sizes(k, 1, low=4)
+    p_ref, rewards = normal(6, generator=generator).softmax(-1), 2 * normal(6, generator=generator)
+    betas = uniform(0.3, 0.5, generator) * 2.0 ** torch.arange(n).double()
+    betas[0] = 0.001 if k == 1 else betas[0]
+    trained = betas * torch.where(torch.arange(n) == 1, 8, 1)
+    log_best = _tilted(p_ref, rewards, trained[:, None]).log_softmax(-1)
+    kls = (log_best.exp() * (log_best - p_ref.log())).sum(-1) - 0.2 * (k == 2)
+    found = torch.stack([betas, kls, (log_best.exp() * rewards).sum(-1) - 9 * (k == 3)])
+    found = found[:, torch.randperm(n, generator=generator)]
+    return dict(zip(("betas", "kls", "rewards"), found.round(decimals=3), strict=True))
 
 
-def _response_to_beta(p_ref, rewards, beta):
-    """Autograd through R* and KL*."""
-    b = torch.tensor(beta, dtype=torch.float64, requires_grad=True)
-    best = p_ref * torch.exp(rewards / b) / (p_ref * torch.exp(rewards / b)).sum()
-    reward, kl = best @ rewards, best @ torch.log(best / p_ref)
-    return tuple(torch.autograd.grad(x, b, retain_graph=True)[0] for x in (reward, kl))
+def _diagnose(betas, kls, rewards):
+    """Pair by pair, in plain numbers."""
+    runs = list(zip(betas.tolist(), kls.tolist(), rewards.tolist(), strict=True))
+    missed = [max(r - b * kl - (own - b * spent) for _, kl, r in runs) for b, spent, own in runs]
+    return torch.tensor(missed).double(), torch.tensor(missed.index(max(missed))).double()
 
 
-def _best(p, r, b):
-    return _tilted(p, r, b).softmax(-1)
+def _worth(b, kl, r):
+    return r - b[:, None] * kl
 
 
-def _slopes(p, r, b, *, weights=_best, spread=lambda d: d**2, centred=True, powers=(2, 3), sign=-1):
-    """The derivatives, with something else in the place of some of it."""
-    w = weights(p, r, b)
-    v = (w * spread(r - centred * (w @ r))).sum()
-    return sign * v / b ** powers[0], sign * v / b ** powers[1]
+def _judge(b, kl, r, *, worth=_worth, dim=1, which=lambda w, missed: missed.argmax(), sign=1):
+    """The diagnosis, with something else in the place of some of it."""
+    table = worth(b, kl, r)
+    missed = table.amax(dim) - table.diagonal()
+    return sign * missed, which(table, missed)
 
 
-RESPONSE = Exercise(
-    name="04-response-to-beta",
-    draw=_table,
-    route=_response_to_beta,
-    own=("optimum", "frontier"),
+DIAGNOSE = Exercise(
+    name="04-diagnose",
+    draw=_logged,
+    route=_diagnose,
     mistakes={
-        "these are the derivatives in λ; multiply both by dλ/dβ":
-            partial(_slopes, powers=(0, 1), sign=1),
-        "the sign is wrong: a heavier brake lowers R* and KL*": partial(_slopes, sign=1),
-        "dλ/dβ is −1/β², not −1/β": partial(_slopes, powers=(1, 2)),
-        "KL*: the factor λ is missing": partial(_slopes, powers=(2, 2)),
-        "KL*: the factor is λ = 1/β, not β": partial(_slopes, powers=(2, 1)),
-        "the two are in the wrong order: R* comes first": partial(_slopes, powers=(3, 2)),
-        "the variance is the reference's; it has to be that under π*":
-            partial(_slopes, weights=lambda p, r, b: p),
-        "the variance is not weighted: take it under π*":
-            partial(_slopes, weights=lambda p, r, b: torch.full_like(p, 1 / len(p))),
-        "the mean of the squares is no variance: subtract the mean":
-            partial(_slopes, centred=False),
-        "the exponent of π* is R / β": partial(_slopes, weights=lambda p, r, b: _best(p, r, 1 / b)),
-        "π* lacks the reference": partial(_slopes, weights=lambda p, r, b: (r / b).softmax(-1)),
+        "the others are counted at their own β; count them at this run's":
+            partial(_judge, worth=lambda b, kl, r: (r - b * kl).expand(len(b), -1)),
+        "β is missing: a nat is not worth 1": partial(_judge, worth=lambda b, kl, r: _worth(
+            torch.ones_like(b), kl, r)),
+        "the brake is missing: the largest reward wins at every β":
+            partial(_judge, worth=lambda b, kl, r: _worth(0 * b, kl, r)),
+        "the sign of the brake is wrong": partial(_judge, worth=lambda b, kl, r: _worth(-b, kl, r)),
+        "each run is compared with itself at all prices; its β has to stay":
+            partial(_judge, dim=0),
+        "the sign is wrong: the best less its own": partial(_judge, sign=-1),
+        "the index is of the run that misses least":
+            partial(_judge, which=lambda w, missed: missed.argmin()),
+        "the index is of the run that is better; the one that misses is wanted":
+            partial(_judge, which=lambda w, missed: w[missed.argmax()].argmax()),
+        "an estimated KL can be below 0: do not cut it off":
+            partial(_judge, worth=lambda b, kl, r: _worth(b, kl.clamp(min=0), r)),
+        "an estimated KL can be below 0: take no abs":
+            partial(_judge, worth=lambda b, kl, r: _worth(b, kl.abs(), r)),
     },
 )  # fmt: skip
 
@@ -156,13 +155,14 @@ RESPONSE = Exercise(
 
 
 def _runs(generator: Generator, k: int) -> dict:
-    """Runs whose KL is above and below the target, outside of the clip and within."""
+    """Runs whose KL is above, below and about the target, and below 0."""
     g, b, t = sizes(k, 3)
     mask = torch.stack([random_mask(b, t, generator) for _ in range(g)])
-    kl, kl_target = 0.2 + normal(g, b, t, generator=generator).abs(), uniform(1, 2, generator)
-    ratio = torch.tensor([2.1, 0.5, 0.9, 1.05])[:g][torch.randperm(g, generator=generator)]
-    kl = kl * (kl_target * ratio / _per_response(kl, mask))[:, None, None]
-    kl = kl.round(decimals=2).masked_fill(~mask, 99)
+    kl, kl_target = normal(g, b, t, generator=generator), uniform(1, 2, generator)
+    ratio = torch.tensor([2.1, -1.1, 0.9, 1.05])[:g][torch.randperm(g, generator=generator)]
+    lacks = kl_target * ratio - _per_response(kl, mask)
+    kl = kl + (lacks * b / mask.sum((1, 2)))[:, None, None]
+    kl = kl.round(decimals=3).masked_fill(~mask, 99)
     beta = 0.5 + normal(g, generator=generator).abs()
     runs = {"beta": beta, "kl": kl, "mask": mask}
     return runs | {"kl_target": kl_target, "horizon": uniform(5, 9, generator)}
@@ -181,26 +181,21 @@ def _controller(beta, kl, mask, kl_target, horizon):
     return torch.tensor(found, dtype=torch.float64)
 
 
+def _same(x):
+    return x
+
+
 def _clip(error):
     return error.clamp(-0.2, 0.2)
 
 
-def _responses(kl, mask):
-    return kl.shape[1]
-
-
 def _control(
-    beta, kl, mask, target, h, *, measure=_per_response, clip=_clip, n=_responses,
-    last=None,
-    by=1, error=lambda x, y: x / y - 1,
+    beta, kl, mask, target, h, *, measure=_per_response, clip=_clip, axis=1, last=_same, by=1,
+    error=lambda x, y: x / y - 1,
 ):  # fmt: skip
     """The rule, with something else in the place of some of it."""
-    step = by * clip(error(measure(kl, mask), target)) * n(kl, mask) / h
-    return beta * (1 + (step if last is None else last(step)))
-
-
-def _tokens(kl, mask):
-    return kl.masked_fill(~mask, 0).sum((1, 2)) / mask.sum((1, 2))
+    n = 1 if axis is None else kl.shape[axis]
+    return beta * (1 + last(by * clip(error(measure(kl, mask), target)) * n / h))
 
 
 CONTROLLER = Exercise(
@@ -210,34 +205,23 @@ CONTROLLER = Exercise(
     own=("proportional", "double_or_halve"),
     mistakes={
         "the bug is still there: this is nats per token, the target is per response":
-            partial(_control, measure=_tokens),
+            partial(_control, measure=lambda kl, m: (kl * m).sum((1, 2)) / m.sum((1, 2))),
         "the mean still runs over steps, padding and all: add them up":
             partial(_control, measure=lambda kl, m: kl.masked_fill(~m, 0).mean((1, 2))),
-        "the responses of a run are added up; their mean is wanted":
-            partial(_control, measure=lambda kl, m: kl.masked_fill(~m, 0).sum((1, 2))),
         "padding counts: no response spends nats there":
             partial(_control, measure=lambda kl, m: kl.sum(-1).mean(-1)),
-        "each run has a KL of its own; this is one for all":
-            partial(_control, measure=lambda kl, m: _per_response(kl, m).mean()),
-        "nats per token times T counts padding as spent":
-            partial(_control, measure=lambda kl, m: _tokens(kl, m) * kl.shape[2]),
-        "a mean of means: nats per token of each response, then per response": partial(
-            _control, measure=lambda kl, m: (kl.masked_fill(~m, 0).sum(2) / m.sum(2)).mean(1)
-        ),
-        "the clip is missing": partial(_control, clip=lambda error: error),
+        "an estimate can be below 0: take no abs":
+            partial(_control, measure=lambda kl, m: _per_response(kl, m).abs()),
+        "a log-ratio can be below 0: do not cut it off":
+            partial(_control, measure=lambda kl, m: _per_response(kl.clamp(min=0), m)),
+        "the clip is missing": partial(_control, clip=_same),
         "the error is clipped, not its product with n / h":
-            partial(_control, clip=lambda error: error, last=_clip),
+            partial(_control, clip=_same, last=_clip),
         "the sign is wrong: too much KL has to raise β": partial(_control, by=-1),
-        "n is the number of responses, not of runs": partial(_control, n=lambda kl, m: len(kl)),
-        "n is the number of responses, not of steps":
-            partial(_control, n=lambda kl, m: kl.shape[2]),
-        "n is the number of responses, not of all tokens":
-            partial(_control, n=lambda kl, m: m[0].sum()),
-        "n is missing: one batch has B responses": partial(_control, n=lambda kl, m: 1),
+        "n is the number of responses, not of runs": partial(_control, axis=0),
+        "n is missing: one batch has B responses": partial(_control, axis=None),
         "the error is relative: KL / κ − 1": partial(_control, error=torch.sub),
-        "β is missing: the factor multiplies the present one":
-            lambda beta, *rest: _control(torch.ones_like(beta), *rest),
     },
 )  # fmt: skip
 
-EXERCISES = [LEFT_TO_EARN, RESPONSE, CONTROLLER]
+EXERCISES = [LEFT_TO_EARN, DIAGNOSE, CONTROLLER]
