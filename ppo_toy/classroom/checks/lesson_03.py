@@ -26,9 +26,8 @@ def _batch_gradient(logits, ref_logits, words, rewards, beta):
     """On paper: the score of a word is one-hot less p, ∇KL is p times (log-ratio - KL)."""
     p, p_ref = logits.softmax(-1), ref_logits.softmax(-1)
     total = torch.zeros_like(p)
-    for word, reward in zip(words.tolist(), rewards, strict=True):
-        total = total - reward * p
-        total[word] += reward
+    for word, reward in zip(words, rewards, strict=True):
+        total = total + reward * (torch.arange(len(p)).eq(word).double() - p)
     ratio = torch.log(p / p_ref)
     return total / len(words) - beta * p * (ratio - (p * ratio).sum())
 
@@ -125,6 +124,7 @@ FORM_A = Exercise(
         "the first term carries no gradient": partial(_rule, log_p=lambda x: _log(x).detach()),
         "this is k1, not the KL":
             lambda x, q, a, *z: _rule(x, q, a, *z, kl=lambda x, q: drawn(log_ratio(x, q), a)),
+        "the padding counts: cut it off": lambda x, q, a, r, m, b: _rule(x, q, a, r, m | True, b),
         "padding counts in the bracket": partial(_rule, seen=lambda k, m: k),
     },
 )  # fmt: skip
