@@ -32,7 +32,7 @@ class Surrogate:
     Args:
         penalty: "exact": the KL of each state, form (A) of lesson 03. "sampled": the log-ratio of
             the response drawn, taken from its reward, form (B) over all tokens; on the way that
-            lesson 03 takes it is never noisier, and for one prompt noiseless at the best policy.
+            lesson 03b takes it is never noisier, and for one prompt noiseless at the best policy.
         clip: epsilon, > 0, one for each run or for all; `math.inf` for none.
         beta_old: coefficient of KL(old || policy), >= 0. It has no effect in the first epoch,
             where that KL is 0 and its gradient too.

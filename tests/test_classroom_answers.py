@@ -92,6 +92,7 @@ NEVER_NEGATIVE = {
     "02-batch-kl": [0, 1],
     "02-who-drew": [1, 2],
     "02-which-fault": [0],
+    "03-omission": [0, 1],
     "04-left-to-earn": [1],
     "04-diagnose": [0, 1],
     "04-controller": [0],

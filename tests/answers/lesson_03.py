@@ -61,11 +61,11 @@ WRONG_GRADIENTS = [
         lambda x, lp, q, r, b: (lp * (r - b * kl_of(x, q)).detach()).mean() - b * kl_of(x, q),
         "must not be in the first term",
     ),
-    (lambda x, lp, q, r, b: (lp.exp() * r).mean() - b * kl_of(x, q), "R multiplies probabilities"),
+    (lambda x, lp, q, r, b: (lp.exp() * r).mean() - b * kl_of(x, q), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * (r - r.mean())).mean() - b * kl_of(x, q), "no baseline"),
     (lambda x, lp, q, r, b: (lp * r).mean() - b * kl_of(q, x), "arguments are swapped"),
     (lambda x, lp, q, r, b: (lp * r).mean() - b * b * kl_of(x, q), "the value is not right"),
-    (lambda x, lp, q, r, b: (lp * r).sum() / len(x) - b * kl_of(x, q), "divided by V"),
+    (lambda x, lp, q, r, b: (lp * r).sum() / len(x) - b * kl_of(x, q), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * r).mean() - b * lp.mean(), "is no KL"),
     (lambda x, lp, q, r, b: (lp * r).sum() / 4 - b * kl_of(x, q), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * r.abs()).mean() - b * kl_of(x, q), "the value is not right"),
@@ -74,168 +74,132 @@ WRONG_GRADIENTS = [
 WRONG_GRADIENTS = [(derivative(make), message) for make, message in WRONG_GRADIENTS]
 
 
-# Exercise 03-answerable.
+# Exercise 03-form-a.
 
 
-def answerable_in_loops(total, kls, price, counts):
-    out = [[0.0] * kls.shape[1] for _ in total]
-    for i in range(len(total)):
-        length = int(counts[i].sum())
-        for t in range(length):
-            out[i][t] = total[i].item() - price * sum(kls[i, t + 1 : length].tolist())
-    return torch.tensor(out)
+def form_a_in_loops(theta, theta_ref, drawn, reward, counts, price):
+    total = 0.0
+    for i in range(len(theta)):
+        for t in range(length := int(counts[i].sum())):
+            later = sum(kl_of(theta[i, k], theta_ref[i, k]).item() for k in range(t + 1, length))
+            log_p = theta[i, t].log_softmax(0)[drawn[i, t]]
+            total = total + log_p * (reward[i].item() - price * later)
+            total = total - price * kl_of(theta[i, t], theta_ref[i, t].detach())
+    return total / len(theta)
 
 
-@torch.no_grad()
-def answerable_by_a_matrix(rewards, kl, beta, mask):
+def form_a_by_a_matrix(logits, ref_logits, tokens, rewards, mask, beta):
+    x, q = logits.float() * mask[..., None], ref_logits.detach().float() * mask[..., None]
+    kl = kl_of(x, q)
     after = torch.ones(kl.shape[1], kl.shape[1]).tril(-1).float()  # [t', t]: 1 where t' > t
-    return (rewards.float()[:, None] - beta * (kl * mask).float() @ after) * mask
+    with torch.no_grad():
+        bracket = (rewards.float()[:, None] - beta * kl @ after) * mask
+    gain = -torch.nn.functional.cross_entropy(x.flatten(0, 1), tokens.flatten(), reduction="none")
+    return (gain.view_as(bracket) * bracket - beta * kl).sum() / mask.shape[0]
 
 
-def answerable_as_lists(rewards, kl, beta, mask):
-    rows = []
-    for r, row, counts in zip(rewards.tolist(), kl.tolist(), mask.tolist(), strict=True):
-        n = sum(counts)
-        g = [r - beta * sum(row[t + 1 : n]) for t in range(n)]
-        rows.append(g + [0.0] * (len(row) - n))
-    return rows
-
-
-def answerable_that_writes_to_its_arguments(rewards, kl, beta, mask):
-    rewards, kl = rewards.detach(), kl.detach()
-    kl[~mask] = 0
-    g = rewards[:, None].repeat(1, kl.shape[1])
-    for t in reversed(range(kl.shape[1] - 1)):
-        g[:, t] = g[:, t + 1] - beta * kl[:, t + 1]
-    g[~mask] = 0
-    return g
+def form_a_by_selection(logits, ref_logits, tokens, rewards, mask, beta):
+    kl = torch.zeros(mask.shape, dtype=logits.dtype)
+    kl[mask] = kl_of(logits[mask], ref_logits[mask].detach())
+    owed = kl.detach().sum(1, keepdim=True) - kl.detach().cumsum(1)
+    hot = torch.nn.functional.one_hot(tokens, logits.shape[-1]).double()
+    gain = torch.einsum("btv,btv->bt", logits.log_softmax(-1), hot)
+    rows = ((gain * (rewards.detach()[:, None] - beta * owed)) * mask).sum(1) - beta * kl.sum(1)
+    return rows.mean()
 
 
 def from_here_on(k):
     return k.flip(1).cumsum(1).flip(1)
 
 
-def charged(r, charge, b, m):
-    return (r[:, None] - b * charge) * m
+def put(x, q, t, r, m, b, *, keep=True, charge=lambda k: from_here_on(k) - k, direct=1, hold=True):
+    if keep:
+        q, r = q.detach(), r.detach()
+    kl = kl_of(x, q) * m
+    bracket = r[:, None] - b * charge(kl)
+    gain = x.log_softmax(2).gather(2, t[:, :, None])[:, :, 0]
+    return ((gain * (bracket.detach() if hold else bracket) - b * direct * kl) * m).sum() / len(x)
 
 
-WRONG_ANSWERABLES = [
-    (
-        lambda r, k, b, m: charged(r, from_here_on(k * m) - k * m, b, m),
-        "a gradient reaches rewards and kl: detach",
-    ),
-    (lambda r, k, b, m: charged(r, from_here_on(k * m), b, m).detach(), "own KL is in"),
-    (
-        lambda r, k, b, m: charged(r, from_here_on(k * m), b, m),
-        "only later steps count; and detach rewards and kl",
-    ),
-    (lambda r, k, b, m: charged(r, (k * m).cumsum(1), b, m).detach(), "the sum ends here"),
-    (lambda r, k, b, m: charged(r, (k * m).sum(1)[:, None], b, m).detach(), "all steps"),
-    (lambda r, k, b, m: (r[:, None] * m).detach(), "the future KL is missing"),
-    (lambda r, k, b, m: charged(r, from_here_on(k) - k, b, m).detach(), "padding counts"),
-    (lambda r, k, b, m: charged(r, from_here_on(k * m) - k * m, 1, m).detach(), "β is missing"),
-    (lambda r, k, b, m: charged(r, from_here_on(k * m) - k * m, -b, m).detach(), "is added"),
-    (lambda r, k, b, m: charged(r, from_here_on(k * m) - k * m, b, 1).detach(), "has to be 0"),
-    (
-        lambda r, k, b, m: charged(r.detach(), from_here_on(k * m) - k * m, b, m),
-        "a gradient reaches kl",
-    ),
-    (lambda r, k, b, m: charged(r, from_here_on(k * m) - k * m, b, m).detach().sum(1), "the shape"),
-    (lambda r, k, b, m: charged(r, k.mean(), b, m).detach(), "the value is not right"),
-    (answerable_that_writes_to_its_arguments, "changes its argument kl in place"),
-    (lambda *a: answerable_by_a_matrix(*a).abs(), "take no abs"),
-    (lambda *a: answerable_by_a_matrix(*a).relu(), "do not cut it off"),
-    (lambda *a: answerable_by_a_matrix(*a)[:, :3], "the shape is not right"),
+WRONG_FORMS = [
+    (lambda *z: put(*z, hold=False), "the bracket has to be constant"),
+    (lambda *z: put(*z, hold=False, keep=False), "detach"),
+    (lambda *z: put(*z, keep=False), "reaches ref_logits: "),
+    (lambda *z: put(*z, charge=from_here_on), "own KL does not belong"),
+    (lambda *z: put(*z, charge=lambda k: k.sum(1, keepdim=True)), "only later KL belongs"),
+    (lambda *z: put(*z, charge=lambda k: k.cumsum(1) - k), "turn it around"),
+    (lambda *z: put(*z, charge=lambda k: 0 * k), "the future KL is missing"),
+    (lambda *z: put(*z, direct=0), "the direct term is missing"),
+    (lambda *z: put(*z[:5], 1.0), "β is missing"),
+    (lambda *z: put(*z[:5], 0.0), "the KL is missing"),
+    (lambda *z: -put(*z), "the sign is wrong"),
+    (lambda *z: put(*z) * len(z[4]), "the responses are added up"),
+    (lambda *z: put(*z) * len(z[4]) / z[4].sum(), "averaged over all tokens"),
+    (lambda *z: put(*z) / z[4].shape[1], "divide by B"),
+    (lambda *z: put(*z).item(), "no gradient reaches logits"),
+    (lambda x, *z: put(x, *z) * len(x) / x.shape[2], "the value is not right"),
+    (lambda x, q, *z: put(x, q.mul_(1.1), *z), "ref_logits in place"),
+    (lambda x, q, t, r, *z: put(x, q, t, r.sub_(1), *z), "rewards in place"),
+    (lambda x, q, t, r, m, b: put(x, q, t, r, m | True, b), "the padding counts"),
+    (lambda x, q, t, r, m, b: put(x, q, t, r.abs(), m, b), "the value is not right"),
 ]
 
 
-# Exercise 03-surrogate.
+# Exercise 03-omission.
 
 
-def surrogate_in_loops(theta, theta_ref, drawn, adv, counts, price):
-    total = 0.0
-    for i in range(len(theta)):
-        for t in range(int(counts[i].sum())):
-            log_p = theta[i, t].log_softmax(0)
-            total = total + log_p[drawn[i, t]] * adv[i, t].item()
-            total = total - price * kl_of(theta[i, t], theta_ref[i, t].detach())
-    return total / len(theta)
+def omission_by_differentiation(theta, theta_ref, earned, owed, price, rows):
+    theta = theta.clone().requires_grad_()
+    p = theta.softmax(0)
+    terms = p @ earned, -price * kl_of(theta, theta_ref), -price * (p @ owed)
+    r, d, f = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in terms)
+    lacks = [(row - (r + d + f)).neg() for row in rows]  # the part that is not there
+    names = [
+        min(enumerate([0 * r, r, d, f, d + f]), key=lambda c: (c[1] - x).norm()) for x in lacks
+    ]
+    return [x.norm() / (r + d + f).norm() for x in lacks], [k for k, _ in names]
 
 
-def surrogate_by_selection(logits, ref_logits, tokens, advantages, mask, beta):
-    x, q, chosen = logits[mask].float(), ref_logits[mask].detach().float(), tokens[mask]
-    gain = -torch.nn.functional.cross_entropy(x, chosen, reduction="none")
-    with torch.no_grad():
-        weights = advantages[mask].float()
-    return (gain * weights - beta * kl_of(x, q)).sum() / mask.shape[0]
+def omission_in_numpy(logits, ref_logits, reward_after, kl_after, beta, found):
+    p, q = (np.exp(x.numpy()) / np.exp(x.numpy()).sum() for x in (logits, ref_logits))
+    jacobian = np.diag(p) - np.outer(p, p)
+    r, d, f = (
+        jacobian @ x
+        for x in (reward_after.numpy(), -beta * np.log(p / q), -beta * kl_after.numpy())
+    )
+    kept = np.stack([r + d + f, d + f, r + f, r + d, r])
+    off = np.linalg.norm(found.numpy()[:, None] - kept, axis=2)
+    return off[:, 0] / np.linalg.norm(kept[0]), off.argmin(1)
 
 
-def surrogate_by_one_hot(logits, ref_logits, tokens, advantages, mask, beta):
-    log_p, q = logits.log_softmax(-1), ref_logits.detach()
-    hot = torch.nn.functional.one_hot(tokens, logits.shape[-1]).double()
-    gain = torch.einsum("btv,btv->bt", log_p, hot) * torch.tensor(advantages.tolist())
-    return ((gain - beta * kl_of(logits, q)) * mask).sum(1).mean()
+def diagnosed(x, q, r, k, b, found, *, part=lambda p, y: p * (y - p @ y), sign=-1, unit=None):
+    p, x, q = x.softmax(0), x.log_softmax(0), q.log_softmax(0)
+    parts = [part(p, y) for y in (r, -b * (x - q), sign * b * k)]
+    whole = sum(parts)
+    kept = [whole, whole - parts[0], whole - parts[1], whole - parts[2], parts[0]]
+    off = torch.stack([(found - y).norm(dim=1) for y in kept])
+    return off[0] / (whole.norm() if unit is None else unit(whole, found)), off.argmin(0)
 
 
-def picked(x, t):
-    return x.gather(2, t[:, :, None])[:, :, 0]
+def swapped(x, q, r, k, b, found):
+    error, missing = diagnosed(x, q, r, k, b, found)
+    return missing, error
 
 
-def put_together(x, q, t, a, m, b, keep=True, end=lambda y: y.sum() / len(y)):
-    if keep:
-        q, a = q.detach(), a.detach()
-    return end((a * picked(x.log_softmax(2), t) - b * kl_of(x, q)) * m)
-
-
-WRONG_SURROGATES = [
-    (lambda *z: put_together(*z, keep=False), "reaches ref_logits and advantages"),
-    (lambda x, q, *z: put_together(x, q.detach(), *z, keep=False), "reaches advantages: "),
-    (
-        lambda x, q, t, a, *z: put_together(x, q, t, a.detach(), *z, keep=False),
-        "reaches ref_logits: ",
-    ),
-    (lambda *z: -put_together(*z), "the sign is wrong"),
-    (lambda *z: put_together(*z[:5], 1.0), "β is missing"),
-    (lambda *z: put_together(*z[:5], 0.0), "the KL is missing"),
-    (lambda *z: put_together(*z[:5], -z[5]), "the KL is added"),
-    (lambda *z: put_together(*z, end=lambda y: y.mean(1).sum()), "divided by T"),
-    (lambda *z: put_together(*z, end=lambda y: y.sum(0).mean()), "divided by T"),
-    (
-        lambda *z: put_together(*z, keep=False, end=lambda y: y.sum() / y.shape[1]),
-        "divided by T; divide by B; and detach ref_logits and advantages",
-    ),
-    (lambda x, *z: put_together(x, *z) * len(x) / x.shape[2], "the value is not right"),
-    (lambda *z: put_together(*z) * len(z[4]), "the responses are added up"),
-    (lambda *z: put_together(*z) * len(z[4]) / z[4].sum(), "averaged over all tokens"),
-    (lambda *z: put_together(*z[:4], z[4] | True, z[5]), "the padding counts"),
-    (lambda *z: put_together(*z[:4], z[4] | True, z[5], keep=False), "cut it off; and detach"),
-    (lambda *z: put_together(*z).item(), "no gradient reaches logits"),
-    (lambda *z: put_together(*z) * 3, "the value is not right"),
-    (
-        lambda x, q, t, a, m, b: (
-            put_together(x, q, t, a, m, 0)
-            - b * (picked(x.log_softmax(2) - q.log_softmax(2).detach(), t) * m).sum() / len(m)
-        ),
-        "this is k1",
-    ),
-    (
-        lambda x, q, t, a, m, b: (
-            put_together(x, q, t, a, m, 0) - b * (kl_of(x, q).detach() * m).sum() / len(m)
-        ),
-        "the KL has no gradient: ",
-    ),
-    (lambda *z: put_together(*z) * len(z[4]) / 2, "the value is not right"),
-    (lambda *z: put_together(*z) * len(z[4]) / z[4].sum() * z[4].shape[1], "over tokens times T"),
-    (
-        lambda *z: put_together(*z, end=lambda y: (y.sum(1) / z[4].sum(1)).mean()),
-        "a mean of means",
-    ),
-    (
-        lambda x, q, t, a, m, b: put_together(x.mT, q.mT, t, a, m, b) if x.shape[1] > 9 else 0.5,
-        "the value is not right",
-    ),
-    (lambda x, q, t, a, m, b: put_together(x, q.mul_(1.1), t, a, m, b), "ref_logits in place"),
-    (lambda x, q, t, a, *z: put_together(x, q, t, a.sub_(1), *z), "advantages in place"),
+WRONG_OMISSIONS = [
+    (lambda *z: diagnosed(*z, part=lambda p, y: p * y), "the mean is missing"),
+    (lambda *z: diagnosed(*z, part=lambda p, y: p * (y - y.mean())), "weighted by π"),
+    (lambda *z: diagnosed(*z, sign=1), "the future KL is added"),
+    (lambda *z: diagnosed(*z[:2], z[2] * z[4], *z[3:]), "the value is not right"),
+    (lambda *z: diagnosed(*z, unit=lambda w, f: f.norm(dim=1)), "length of the true gradient"),
+    (lambda *z: diagnosed(*z, unit=lambda w, f: 1.0), "the value is not right"),
+    (lambda *z: [y + n for n, y in enumerate(diagnosed(*z))], "0 stands for nothing missing"),
+    (lambda *z: diagnosed(*z[:4], 1.0, z[5]), "β is missing"),
+    (lambda x, q, *z: diagnosed(q, x, *z), "the value is not right"),
+    (swapped, "the value is not right"),
+    (lambda *z: diagnosed(*z)[0], "the shape is not right"),
+    (lambda *z: (diagnosed(*z)[0], 0 * diagnosed(*z)[1]), "the value is not right"),
+    (lambda x, *z: diagnosed(x, *z[:-1], z[-1].neg_()), "found in place"),
 ]
 
 
@@ -246,16 +210,12 @@ RIGHT = {
         gradient_in_single_precision,
         gradient_in_plain_python,
     ],
-    "03-answerable": [
-        answerable_in_loops,
-        answerable_by_a_matrix,
-        answerable_as_lists,
-    ],
-    "03-surrogate": [surrogate_in_loops, surrogate_by_selection, surrogate_by_one_hot],
+    "03-form-a": [form_a_in_loops, form_a_by_a_matrix, form_a_by_selection],
+    "03-omission": [omission_by_differentiation, omission_in_numpy, diagnosed],
 }
 
 WRONG = {
     "03-batch-gradient": WRONG_GRADIENTS,
-    "03-answerable": WRONG_ANSWERABLES,
-    "03-surrogate": WRONG_SURROGATES,
+    "03-form-a": WRONG_FORMS,
+    "03-omission": WRONG_OMISSIONS,
 }
