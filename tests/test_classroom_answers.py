@@ -91,6 +91,7 @@ NEVER_NEGATIVE = {
     "04-controller": [0],
     "05-best-tokens": [1, 2],
     "06b-follow-up": [0],
+    "06b-fault": [0],
     "07-loss": [0],
     "07-temperature": [0],
     "08-votes": [0, 1, 2],
