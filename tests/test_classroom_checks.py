@@ -38,7 +38,7 @@ AXES = {
     "06-anchors": "BTV BTV BTV BT BT",
     "06b-follow-up": "BT B BT BT B",
     "06b-learn-from": "BT BT BT BT",
-    "06b-loss": "BTA BT BTA BT BT BT BT",
+    "06b-fault": "BT BT B BT BT BT",
     "07-attention": "BND BND BNW BN",
     "07-loss": "BNV BN BT",
     "07-temperature": "BTV BTV BT",

@@ -68,7 +68,6 @@ WRONG_FOLLOW_UP = [
     (follow_up(cut=False), "where a step does not count"),
     (follow_up("none"), "the value is not right"),
     (lambda *a: (~follow_up()(*a)[0], follow_up()(*a)[1]), "the value is not right"),
-    (lambda v, *a: (follow_up()(v, *a)[0], v * (follow_up()(v, *a)[1] != 0)), "of the same step"),
     (lambda v, *a: follow_up()(v, v[:, -1], *a[1:]), "the value is not right"),
     (lambda *a: follow_up()(*a)[1], "shape is not right"),
     (lambda *a: [x.abs() for x in (follow_up()(*a)[0].int(), follow_up()(*a)[1])], "take no abs"),
@@ -153,19 +152,12 @@ def learn_stacked(rewards, values, next_values, mask, gamma, lam):
 WRONG_LEARN = [
     (learn(stop=False), "leaks through the step that resets: set A to 0 there before going on"),
     (learn(stop=False, cut=False), "leaks through the step that resets, and stands there"),
-    (
-        lambda *a: (learn(stop=False)(*a)[0], learn(stop=False, cut=False)(*a)[1]),
-        "leaks through the step that resets; targets stand there",
-    ),
-    (learn(stop=False, mask_delta=False), "δ with it: set both to 0 there"),
     (learn(stop=False, mask_delta=False, cut=False), "mask is not used at all"),
     (learn(cut=False), "targets are not 0"),
     (learn(discount=False), "γ is missing before the next value"),
     (learn(factor=lambda g, lam: lam), "γ is missing in the recursion"),
     (learn(factor=lambda g, lam: g), "λ is missing"),
-    (learn(factor=lambda g, lam: 0), "later errors are missing"),
     (learn(to=0), "V is missing in the targets"),
-    (learn(to=-1), "V is subtracted"),
     (learn(factor=lambda g, lam: 1), "the value is not right"),
     (lambda r, v, w, m, g, lam: learn()(r, v, v.roll(-1, 1), m, g, lam), "the value is not right"),
     (lambda r, v, w, m, g, lam: learn()(r, v, 0 * w, m, g, lam), "next value is missing in δ"),
@@ -179,105 +171,77 @@ WRONG_LEARN = [
 ]
 
 
-# Exercise 06b-loss.
+# Exercise 06b-fault.
 
 
-def loss_by_torch(logits, values, old_logits, actions, advantages, targets, mask, beta_old):
-    new = torch.distributions.Categorical(logits=logits[mask].float())
-    old = torch.distributions.Categorical(logits=old_logits[mask].float().detach())
-    a = advantages[mask].float().detach()
-    a = (a - a.mean()) / a.std(correction=0)
-    ratio = (new.log_prob(actions[mask]) - old.log_prob(actions[mask])).exp()
-    penalty = beta_old * torch.distributions.kl_divergence(old, new)
-    critic = torch.nn.functional.mse_loss(values[mask].float(), targets[mask].float().detach())
-    return critic / 2 - (ratio * a - penalty).mean()
+def logged_by(fault, r, v, v_last, fell, cut, g, lam):
+    """The advantages of a program with this fault, backwards through the columns."""
+    over, n = fell | cut, r.shape[1]
+    resets = torch.roll(over, 1, dims=1)
+    resets[:, 0] = False
+    ahead = torch.roll(v, -1, dims=1)
+    ahead[:, -1] = v_last
+    no_future = {1: over, 2: torch.zeros_like(over)}.get(fault, fell)
+    delta = r + g * ahead * ~no_future - v
+    if fault != 4:
+        delta = delta * ~resets
+    a, carry = torch.zeros_like(r), torch.zeros(len(r))
+    for t in range(n - 1, -1, -1):
+        carry = delta[:, t] + g * lam * carry
+        if fault < 3:
+            carry = carry * ~resets[:, t]
+        a[:, t] = carry
+    return a * ~resets
 
 
-def loss_in_loops(theta, v, theta_old, k, a, g, counts, price):
-    at = counts.nonzero().tolist()
-    worth = np.array([a[i, t].item() for i, t in at])
-    worth = (worth - worth.mean()) / (worth.std() + 1e-8)
-    total = 0
-    for (i, t), w in zip(at, worth, strict=True):
-        p, q = theta[i, t].softmax(0), theta_old[i, t].detach().softmax(0)
-        total = total + 0.5 * (v[i, t] - g[i, t].item()) ** 2 - p[k[i, t]] / q[k[i, t]] * w
-        total = total + price * sum(q[j] * (q[j].log() - p[j].log()) for j in range(len(q)))
-    return total / len(at)
+def fault_by_all_five(r, v, v_last, fell, cut, logged, g, lam):
+    logs = [logged_by(k, r, v, v_last, fell, cut, g, lam) for k in range(5)]
+    return torch.stack([(a - logged).abs().sum(1) for a in logs]).argmin(0)
 
 
-def loss(
-    white=lambda a, m: (a - a[m].mean()) / a[m].std(correction=0), hold="oag", turn=False,
-    end=lambda x, m: (x * m).sum() / m.sum(), half=2.0, up=-1, down=1,
-):  # fmt: skip
-    def answer(x, v, o, k, a, g, m, b):
-        o = o.detach() if "o" in hold else o
-        a = a.detach() if "a" in hold else a
-        g = g.detach() if "g" in hold else g
-        p, q = torch.log_softmax(x, -1), torch.log_softmax(o, -1)
-        r = torch.exp(p - q).gather(2, k.unsqueeze(2)).squeeze(2)
-        kl = (p.exp() * (p - q)).sum(2) if turn else (q.exp() * (q - p)).sum(2)
-        return end((v - g).pow(2) / half + up * r * white(a, m) + down * b * kl, m)
+def fault_by_the_stops(r, v, v_last, fell, cut, logged, g, lam):
+    """What the log has at a stop, less what it should have, tells the fault by itself."""
+    found = [0] * len(r)
+    for i in range(len(r)):
+        for t in (fell | cut)[i].nonzero()[:, 0].tolist():
+            worth = r[i, t] - v[i, t]
+            future = g * v[i, t + 1]
+            later = (g * lam) ** 2 * logged[i, t + 2]
+            reset = g * lam * (g * v[i, t + 2] - v[i, t + 1])
+            right = worth if fell[i, t] else worth + future
+            off = logged[i, t] - right
+            names = {1: -future if cut[i, t] else 0.0, 2: future if fell[i, t] else 0.0}
+            names |= {3: later, 4: later + reset}
+            for k, shift in names.items():
+                if abs(off) > 1e-4 and abs(off - shift) < 1e-4:
+                    found[i] = k
+    return found
+
+
+def fault_told(names, look=lambda over: over | True):
+    def answer(*given):
+        logged, over = given[5], given[3] | given[4]
+        logs = [logged_by(k, *given[:5], *given[6:]) for k in range(5)]
+        errors = [((a - logged) * look(over)).abs().amax(1).round(decimals=5) for a in logs]
+        return torch.tensor(names)[torch.stack(errors).argmin(0)]
 
     return answer
 
 
-def loss_of_two_actions(x, v, o, k, a, g, m, b):
-    o, a, g = o.detach()[m], a.detach()[m], g.detach()[m]
-    p, q = x[m].softmax(-1), o.softmax(-1)
-    ratio = (p / q).gather(1, k[m][:, None])[:, 0]
-    kl = q[:, 0] * (q[:, 0] / p[:, 0]).log() + q[:, 1] * (q[:, 1] / p[:, 1]).log()
-    white = (a - a.mean()) / a.std(correction=0)
-    return ((v[m] - g) ** 2 / 2 - ratio * white + b * kl).mean()
-
-
-def loss_of_the_action_taken(x, v, o, k, a, g, m, b):
-    p, q = x.log_softmax(-1), o.detach().log_softmax(-1)
-    k1 = (q - p).gather(2, k[..., None])[..., 0]
-    return loss()(x, v, o, k, a, g, m, 0) + b * k1[m].mean()
-
-
-def loss_of_the_kept(logits, values, old_logits, actions, advantages, targets, mask, beta_old):
-    with torch.no_grad():
-        o, a, g = old_logits[mask].log_softmax(-1), advantages[mask], targets[mask]
-        a = (a - a.mean()) / ((a - a.mean()) ** 2).mean() ** 0.5
-    p, taken = logits[mask].log_softmax(-1), actions[mask]
-    ratio = torch.exp((p - o)[torch.arange(len(taken)), taken])
-    kl = torch.einsum("mk,mk->m", o.exp(), o - p)
-    return 0.5 * (values[mask] - g).square().mean() - (ratio * a - beta_old * kl).mean()
-
-
-WRONG_LOSS = [
-    (loss(hold=""), "reaches old_logits and advantages and targets: detach"),
-    (loss(hold="ag"), "reaches old_logits: detach"),
-    (loss(hold="og"), "reaches advantages: detach"),
-    (loss(hold="oa"), "reaches targets: detach"),
-    (loss(hold="a"), "reaches old_logits and targets: detach"),
-    (loss(lambda a, m: a), "not whitened"),
-    (loss(lambda a, m: (a - a.mean()) / a.std(correction=0)), "in the mean and spread"),
-    (loss(lambda a, m: (a - a[m].mean()) / a[m].std()), "the spread divides by M - 1"),
-    (loss(lambda a, m: a / a[m].std(correction=0)), "the mean is not subtracted"),
-    (loss(lambda a, m: a - a[m].mean()), "the spread is missing"),
-    (loss(lambda a, m: (a - a[m].mean()) / a[m].var(correction=0)), "the value is not right"),
-    (loss(lambda a, m: (a - a[m].mean()) / a[m].std(), ""), "divide by M; and detach"),
-    (loss(hold="", up=1), "a loss is minimised; and detach"),
-    (loss(turn=True), "KL is turned round"),
-    (loss(half=1), "the half"),
-    (loss(up=1), "the surrogate is added"),
-    (loss(down=-1), "the KL is subtracted"),
-    (loss(up=1, down=-1), "the value is not right"),
-    (loss(down=0), "the KL is missing"),
-    (loss(end=lambda x, m: (x * m).sum()), "the steps are added up"),
-    (loss(end=lambda x, m: x.mean()), "steps that do not count are in the mean"),
-    (loss(end=lambda x, m: (x * m).mean()), "the value is not right"),
-    (lambda *a: loss()(*a[:-1], 1.0), "β is missing"),
-    (lambda x, *a: loss()(x.detach(), *a), "no gradient reaches logits"),
-    (lambda x, v, *a: loss()(x, v.detach(), *a), "no gradient reaches values"),
-    (loss(end=lambda x, m: (x * m).sum() / 5), "the value is not right"),
-    (loss(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "each copy's mean"),
-    (loss_of_two_actions, "first two actions only"),
-    (loss_of_the_action_taken, "action taken only"),
-    (lambda *a: loss()(*a).abs(), "take no abs"),
-    (lambda x, v, o, k, a, *z: loss()(x, v, o, k, a.sub_(1), *z), "advantages in place"),
+WRONG_FAULT = [
+    (fault_told([0, 2, 1, 3, 4]), "1 and 2 are exchanged"),
+    (fault_told([0, 1, 2, 4, 3]), "3 and 4 are exchanged"),
+    (fault_told([0, 0, 2, 3, 4]), "fault 1 is not found"),
+    (fault_told([0, 1, 0, 3, 4]), "fault 2 is not found"),
+    (fault_told([0, 1, 2, 0, 0]), "3 and 4 are not found"),
+    (fault_told([1, 2, 3, 4, 5]), "counted from 0"),
+    (fault_told([0, 1, 1, 1, 1]), "not whether there is one"),
+    (fault_told([0, 1, 2, 3, 3]), "the value is not right"),
+    (fault_told([0] * 5), "the value is not right"),
+    (fault_told(range(5), lambda over: over & (over.cumsum(1) == 1)), "only the first stop"),
+    (lambda *a: fault_by_all_five(*a)[:, None], "the shape is not right"),
+    (lambda *a: fault_by_all_five(*a).max(), "the shape is not right"),
+    (lambda r, *a: fault_by_all_five(r.mul_(2), *a), "rewards in place"),
 ]
 
 
@@ -289,11 +253,11 @@ RIGHT = {
         follow_up_stacked,
     ],
     "06b-learn-from": [learn_by_a_matrix, learn_in_numpy, learn(), learn_stacked],
-    "06b-loss": [loss_by_torch, loss_in_loops, loss(), loss_of_the_kept],
+    "06b-fault": [fault_by_all_five, fault_by_the_stops, fault_told(range(5))],
 }
 
 WRONG = {
     "06b-follow-up": WRONG_FOLLOW_UP,
     "06b-learn-from": WRONG_LEARN,
-    "06b-loss": WRONG_LOSS,
+    "06b-fault": WRONG_FAULT,
 }

@@ -1,10 +1,10 @@
-"""Lesson 06b, CartPole: falls and cuts, several episodes in a row, the loss of actor and critic."""
+"""Lesson 06b, CartPole: falls and cuts, several episodes in a row, what is wrong with a log."""
 
 import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import drawn, log_ratio, normal, same, sizes, uniform
+from ppo_toy.classroom.inputs import normal, same, sizes, uniform
 
 # What follows a step, and which steps count.
 
@@ -69,7 +69,6 @@ FOLLOW_UP = Exercise(
         "`resets_first` is not used": _follow(mask=lambda f, over: ~_after(f & ~f, over)),
         "the last column has a next value too: `last_values`":
             _follow(shift=lambda v, last: torch.cat([v[:, 1:], 0 * v[:, :1]], 1)),
-        "these are the values of the same step; the next one's are wanted": _follow(shift=same),
         "where a step does not count the next value has to be 0": _follow(cut=torch.ones_like),
     },
 )  # fmt: skip
@@ -124,11 +123,6 @@ def _learn(
     return answer
 
 
-def _forward(r, v, after, mask, g, lam):
-    turned = (x.flip(1) for x in (r, v, after, mask))
-    return tuple(x.flip(1) for x in _learn()(*turned, g, lam))
-
-
 LEARN_FROM = Exercise(
     name="06b-learn-from",
     draw=_rows,
@@ -139,111 +133,83 @@ LEARN_FROM = Exercise(
             _learn(chain=lambda mask: ~mask & ((~mask).cumsum(1) == 1)),
         "A leaks through the step that resets: set A to 0 there before going on":
             _learn(chain=torch.zeros_like),
-        "A leaks through the step that resets; targets stand there":
-            _learn(chain=torch.zeros_like, end=[0]),
         "A leaks through the step that resets, and stands there":
             _learn(chain=torch.zeros_like, end=()),
-        "A leaks through the step that resets, δ with it: set both to 0 there":
-            _learn(inside=False, chain=torch.zeros_like),
         "the mask is not used at all": _learn(inside=False, chain=torch.zeros_like, end=()),
         "the targets are not 0 where the mask is False": _learn(end=()),
         "the next value is missing in δ": _learn(lambda r, v, after, g: r - v),
         "γ is missing before the next value": _learn(lambda r, v, after, g: r + after - v),
         "γ is missing in the recursion: the factor is γλ": _learn(factor=lambda g, lam: lam),
         "λ is missing in the recursion: the factor is γλ": _learn(factor=lambda g, lam: g),
-        "the later errors are missing: this is δ": _learn(factor=lambda g, lam: 0),
-        "it adds up earlier errors: go from the last column to the first": _forward,
         "the advantages are right; V is missing in the targets": _learn(target=same),
-        "the advantages are right; V is subtracted in the targets": _learn(target=torch.sub),
     },
 )  # fmt: skip
 
 
-# The loss.
+# What is wrong with a log.
 
 
-def _played(generator: Generator, k: int) -> dict:
-    n, t, v = sizes(k, 3)
-    mask = (torch.randperm(n * t, generator=generator) > k % 3).view(n, t)
-    new, old = normal(2, n, t, v, generator=generator)
-    values, advantages, targets = normal(3, n, t, generator=generator)
-    targets = values + 0.1 * targets if k == 1 else targets
-    actions = torch.randint(v, (n, t), generator=generator)
-    if k == 1:  # the loss is below 0
-        advantages = drawn(log_ratio(new, old), actions).round(decimals=1)
-    new[~mask], old[~mask], values[~mask], targets[~mask] = torch.arange(v).double(), 0, 9, 2
-    played = {"logits": new, "values": values, "old_logits": old, "actions": actions}
-    played |= {"advantages": advantages.masked_fill(~mask, 99), "targets": targets, "mask": mask}
-    return played | {"beta_old": uniform(0.4, 0.8, generator) / (1 + 3 * (k == 1))}
+def _logs(generator: Generator, k: int) -> dict:
+    """Each fault in one row at least; a row holds a fall and a cut, either of them first."""
+    n, t = sizes(k, 2, low=5)
+    t, rows = t + 4, torch.arange(n)
+    rewards, values = normal(2, n, t, generator=generator)
+    values, last_values = values + 4, normal(n, generator=generator) + 4
+    early, late, first = torch.randint(1, 3, (3, n), generator=generator)
+    stops = torch.zeros(2, n, t, dtype=torch.bool)
+    stops[first - 1, rows, early] = stops[2 - first, rows, early + late + 2] = True
+    rewards[:, 1:] = rewards[:, 1:].masked_fill(stops.any(0)[:, :-1], 0)
+    told = (rewards, values, last_values, *stops)
+    factors = {"gamma": uniform(0.8, 0.95, generator), "lam": uniform(0.5, 0.8, generator)}
+    logs = torch.stack([_logged(*told, *factors.values(), fault) for fault in range(5)])
+    logged = logs[(rows % 5)[torch.randperm(n, generator=generator)], rows]
+    names = ("rewards", "values", "last_values", "terminated", "truncated")
+    return {**dict(zip(names, told, strict=True)), "logged": logged, **factors}
 
 
-def _by_steps(logits, values, old_logits, actions, advantages, targets, mask, beta_old) -> Tensor:
-    """Step by step, with probabilities; the spread from the mean of all squared differences."""
-    at, total = mask.nonzero().tolist(), 0
-    a = [advantages[i, t].item() for i, t in at]
-    spread = (sum((x - y) ** 2 for x in a for y in a) / 2) ** 0.5 / len(a)
-    for (i, t), x in zip(at, a, strict=True):
-        p, old, k = logits[i, t].softmax(0), old_logits[i, t].detach().softmax(0), actions[i, t]
-        gain = p[k] / old[k] * (x - sum(a) / len(a)) / spread
-        kl = sum(old[j] * torch.log(old[j] / p[j]) for j in range(len(p)))
-        total = total + (values[i, t] - targets[i, t].item()) ** 2 / 2 - gain + beta_old * kl
-    return total / len(a)
+def _logged(r, v, last, fell, cut, gamma, lam, fault) -> Tensor:
+    """Advantages as a program with this fault logs them: sums over later steps, row by row."""
+    a, after, resets = torch.zeros_like(v), torch.cat([v[:, 1:], last[:, None]], 1), fell & cut
+    resets[:, 1:] = (fell | cut)[:, :-1]
+    after = after.masked_fill({1: fell | cut, 2: fell & cut}.get(fault, fell), 0)
+    for i, t in (~resets).nonzero().tolist():
+        for k in range(t, v.shape[1]):
+            if resets[i, k] and fault < 3:
+                break
+            if not resets[i, k] or fault == 4:
+                a[i, t] += (gamma * lam) ** (k - t) * (r[i, k] + gamma * after[i, k] - v[i, k])
+    return a
 
 
-def _white(a: Tensor, mask: Tensor, shift=True, scale=True, correction=0) -> Tensor:
-    kept = a[mask]
-    spread = kept.std(correction=correction) if scale else 1
-    return (a - kept.mean() if shift else a) / spread
+def _found(said=(0, 1, 2, 3, 4), seen=lambda over: over | True):
+    """The fault whose log fits, under another number; or found by a look at some steps only."""
 
-
-def _loss(
-    white=_white, kl=lambda x, o, k: (o.exp() * (o - x)).sum(-1), sign=1, half=0.5, price=same,
-    mean=lambda x, m: x[m].mean(), ratio=lambda d: d.exp(),
-):  # fmt: skip
-    """The loss with something else in the place of some of it."""
-
-    def answer(x, v, o, k, a, g, m, b):
-        x, o = x.log_softmax(-1), o.log_softmax(-1)
-        actor = price(b) * kl(x, o, k) - sign * ratio(drawn(x - o, k)) * white(a, m)
-        return mean(half * (v - g) ** 2 + actor, m)
+    def answer(r, v, last, fell, cut, logged, *factors):
+        logs = torch.stack([_logged(r, v, last, fell, cut, *factors, k) for k in range(5)])
+        error = (logs - logged).abs().masked_fill(~seen(fell | cut), 0).amax(-1)
+        return torch.tensor(said, dtype=torch.float64)[error.round(decimals=6).argmin(0)]
 
     return answer
 
 
-LOSS = Exercise(
-    name="06b-loss",
-    draw=_played,
-    route=_by_steps,
-    differentiate=("logits", "values"),
-    constants=("old_logits", "advantages", "targets"),
-    own=("train_on", "whiten", "value_loss", "kl_penalty_surrogate", "kl_of_log_probs"),
+FAULT = Exercise(
+    name="06b-fault",
+    draw=_logs,
+    route=_found(),
+    own=("gae",),
     mistakes={
-        "the advantages are not whitened": _loss(white=same),
-        "steps that do not count are in the mean and spread of the advantages":
-            _loss(white=lambda a, m: _white(a, m | True)),
-        "the spread divides by M - 1; divide by M":
-            _loss(white=lambda a, m: _white(a, m, correction=1)),
-        "the mean is not subtracted from the advantages":
-            _loss(white=lambda a, m: _white(a, m, False)),
-        "the spread is missing in whitening": _loss(white=lambda a, m: _white(a, m, True, False)),
-        "the surrogate is added; a loss is minimised": _loss(sign=-1),
-        "the KL is subtracted; a loss is minimised": _loss(price=lambda b: -b),
-        "the KL is missing": _loss(price=lambda b: 0),
-        "β is missing": _loss(price=lambda b: 1),
-        "the KL is turned round: old first": _loss(kl=lambda x, o, k: (x.exp() * (x - o)).sum(-1)),
-        "the ratio is upside down: new over old": _loss(ratio=lambda d: (-d).exp()),
-        "the exponential is missing: this is the log-ratio": _loss(ratio=same),
-        "the half before the squared error is missing": _loss(half=1),
-        "the critic's error is missing": _loss(half=0),
-        "the steps are added up; their mean is wanted": _loss(mean=lambda x, m: x[m].sum()),
-        "steps that do not count are in the mean": _loss(mean=lambda x, m: x.mean()),
-        "the KL looks at the action taken only; add up all K":
-            _loss(kl=lambda x, o, k: drawn(o - x, k)),
-        "the KL looks at the first two actions only; add up all K":
-            _loss(kl=lambda x, o, k: (o.exp() * (o - x))[..., :2].sum(-1)),
-        "the mean of each copy's mean; every step that counts weighs the same":
-            _loss(mean=lambda x, m: (x.masked_fill(~m, 0).sum(1) / m.sum(1)).mean()),
+        "1 and 2 are exchanged: in 1 a cut is taken for an end": _found((0, 2, 1, 3, 4)),
+        "3 and 4 are exchanged: in 4 the step that resets has an error of its own":
+            _found((0, 1, 2, 4, 3)),
+        "fault 1 is not found: look at the cuts": _found((0, 0, 2, 3, 4)),
+        "fault 2 is not found: look at the falls": _found((0, 1, 0, 3, 4)),
+        "3 and 4 are not found: does A before a stop depend on what follows it?":
+            _found((0, 1, 2, 0, 0)),
+        "the faults are counted from 0, which is none": _found((1, 2, 3, 4, 5)),
+        "the number of the fault is wanted, not whether there is one": _found((0, 1, 1, 1, 1)),
+        "only the first stop of a row is looked at; a row may have several":
+            _found(seen=lambda over: over & (over.cumsum(1) == 1)),
     },
 )  # fmt: skip
 
-EXERCISES = [FOLLOW_UP, LEARN_FROM, LOSS]
+EXERCISES = [FOLLOW_UP, LEARN_FROM, FAULT]
