@@ -87,6 +87,8 @@ NEVER_NEGATIVE = {
     "02-batch-kl": [0, 1],
     "02-dashboard": [1, 2],
     "02-who-drew": [1, 2],
+    "03b-which": [0],
+    "03b-dropped": [0, 1],
     "04-left-to-earn": [1],
     "04-controller": [0],
     "05-best-tokens": [1, 2],
