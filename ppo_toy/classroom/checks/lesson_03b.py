@@ -19,7 +19,8 @@ def _net(p: Tensor, charge: Tensor) -> Tensor:
     return charged - p * charged.sum(-1, keepdim=True)
 
 
-# An estimate whose log-ratio is clamped.
+def _slips(answer, changes: dict) -> dict:
+    return {text: partial(answer, **change) for text, change in changes.items()}
 
 
 def _states(generator: Generator, k: int) -> dict:
@@ -38,44 +39,34 @@ def _clamped(logits: Tensor, ref_logits: Tensor, limit: float) -> tuple[Tensor, 
     return tuple(torch.autograd.grad(y, theta, retain_graph=True)[0] for y in both)
 
 
-def _both(
-    a, b, c, *, k=KINDS[2], slope=lambda x: -(-x).expm1(), still=(False, True),
-    out=lambda loss, reward: (loss, reward), drawn_from=0, way=1,
-):  # fmt: skip
+def _both(a, b, c, *, k=KINDS[2], slope=lambda x: -(-x).expm1(), still=(0, 1), of=0, way=1,
+          end=lambda loss, reward: (loss, reward)):  # fmt: skip
     """Both gradients, with something else in the place of some of it."""
-    x, p = way * log_ratio(a, b), (a, b)[drawn_from].softmax(-1)
+    x, p = way * log_ratio(a, b), (a, b)[of].softmax(-1)
     y, inside = x.clamp(-c, c), x.abs() < c
-    charges = [(inside | on) * z for on, z in zip(still, (way * slope(y), k(y)), strict=True)]
-    return out(*(_net(p, z) for z in charges))
+    charges = [(inside | bool(s)) * z for s, z in zip(still, (way * slope(y), k(y)), strict=True)]
+    return end(*(_net(p, z) for z in charges))
 
 
 CLAMPED = Exercise(
-    name="03b-clamped",
-    draw=_states,
-    route=_clamped,
-    own=("kl_estimate",),
-    mistakes={
+    name="03b-clamped", draw=_states, route=_clamped, own=("kl_estimate",),
+    mistakes=_slips(_both, {
+        "in the loss the clamp has no slope: a token beyond it does not pull": {"still": (1, 1)},
+        "in the reward a token beyond the clamp is still charged": {"still": (0, 0)},
+        "loss and reward are swapped": {"end": lambda loss, reward: (reward, loss)},
+        "these point uphill; the penalty's own gradients are wanted":
+            {"end": lambda loss, reward: (-loss, -reward)},
+        "in the loss the probabilities that draw are constants: detach them":
+            {"end": lambda loss, reward: (loss + reward, reward)},
+        "the log-ratio is upside down: the policy stands first": {"way": -1},
+        "this is k2": {"k": KINDS[1], "slope": KINDS[0]},
+        "the policy draws the tokens, not the reference": {"of": 1},
+    }) | {
         "the log-ratio is not clamped": lambda a, b, c: _both(a, b, math.inf),
-        "in the loss the clamp has no slope: a token beyond it does not pull":
-            partial(_both, still=(True, True)),
-        "in the reward a token beyond the clamp is still charged":
-            partial(_both, still=(False, False)),
         "the estimate is clamped; the log-ratio should be":
             lambda a, b, c: _both(a, b, math.inf, k=lambda x: KINDS[2](x).clamp(-c, c)),
-        "loss and reward are swapped": partial(_both, out=lambda loss, reward: (reward, loss)),
-        "these point uphill; the penalty's own gradients are wanted":
-            partial(_both, out=lambda loss, reward: (-loss, -reward)),
-        "in the loss the probabilities that draw are constants: detach them":
-            partial(_both, out=lambda loss, reward: (loss + reward, reward)),
-        "the log-ratio is upside down: the policy stands first": partial(_both, way=-1),
-        "this is k1": partial(_both, k=KINDS[0], slope=lambda x: 1 + 0 * x),
-        "this is k2": partial(_both, k=KINDS[1], slope=KINDS[0]),
-        "the policy draws the tokens, not the reference": partial(_both, drawn_from=1),
     },
 )  # fmt: skip
-
-
-# Which estimate, in which place, from gradients at the first of two tokens.
 
 
 def _pulls(logits, after, ref_logits, ref_after) -> Tensor:
@@ -111,10 +102,8 @@ def _fit(gradients, pulls):
     return which.masked_fill(none, 5).double(), best.masked_fill(none, 0)
 
 
-def _guess(
-    a, b, c, d, g, *, end=lambda w, beta: (w, beta), half=1, later=(1, 0), own=1,
-    mean=lambda p, x: (p * x).sum(-1), net=_net,
-):  # fmt: skip
+def _guess(a, b, c, d, g, *, end=lambda w, beta: (w, beta), half=1, later=(1, 0), own=1,
+           mean=lambda p, x: (p * x).sum(-1), net=_net):  # fmt: skip
     """From formulas, with something else in the place of some of it."""
     x, y, p = log_ratio(a, c), log_ratio(b, d), b.softmax(-1)
     charges = [own * k(x) + later[0] * mean(p, k(y)) for k in KINDS]
@@ -124,61 +113,47 @@ def _guess(
 
 
 WHICH = Exercise(
-    name="03b-which",
-    draw=_suspects,
+    name="03b-which", draw=_suspects,
     route=lambda *given: _fit(given[-1], _pulls(*given[:-1])),
-    mistakes={
-        "in the reward the second token's estimate is missing": partial(_guess, later=(0, 0)),
-        "in the reward the token's own estimate is missing": partial(_guess, own=0),
-        "in the loss nothing later is charged": partial(_guess, later=(1, 1)),
+    mistakes=_slips(_guess, {
+        "in the reward the second token's estimate is missing": {"later": (0, 0)},
+        "in the reward the token's own estimate is missing": {"own": 0},
+        "in the loss nothing later is charged": {"later": (1, 1)},
         "the second token is drawn from the policy: weigh by its probabilities":
-            partial(_guess, mean=lambda p, x: x.mean(-1)),
+            {"mean": lambda p, x: x.mean(-1)},
+        "β's sign is wrong: the penalty is subtracted from what is maximised":
+            {"end": lambda w, beta: (w, -beta)},
+        "β can be negative: take no abs": {"end": lambda w, beta: (w, beta.abs())},
+        "k2 is half of the square": {"half": 2},
+        "the derivative of log π(a) by the logit of v is 1[v = a] less π(v)":
+            {"net": lambda p, z: p * z},
+        "the rules are counted from 0": {"end": lambda w, beta: (w + 1, beta)},
+    }) | {
         "rows and columns are swapped: the first token is the row":
             lambda a, b, c, d, g: _guess(a, b.T, c, d.T, g),
-        "β's sign is wrong: the penalty is subtracted from what is maximised":
-            partial(_guess, end=lambda w, beta: (w, -beta)),
-        "β can be negative, a fault to be found: take no abs":
-            partial(_guess, end=lambda w, beta: (w, beta.abs())),
-        "k2 is half of the square": partial(_guess, half=2),
-        "the derivative of log π(a) by the logit of v is 1[v = a] less π(v)":
-            partial(_guess, net=lambda p, z: p * z),
         "policy and reference are swapped": lambda a, b, c, d, g: _guess(c, d, a, b, g),
-        "the rules are counted from 0": partial(_guess, end=lambda w, beta: (w + 1, beta)),
     },
 )  # fmt: skip
 
 
-# Where the exact KL in the loss comes to rest, with nothing charged for later.
-
-
 def _tree(generator: Generator, k: int) -> dict:
-    v, beta = 2 + k % 3, uniform(0.4, 0.8, generator)
+    v, beta = 2 + k % 3, 0.001 if k == 3 else uniform(0.4, 0.8, generator)
     logits, rewards = normal(2, v + 1, v, generator=generator)
     p, rewards = logits.softmax(-1), rewards[1:] + 1
     if k == 2:  # tokens that the reference never says
         p[1:] = normalize(p[1:].fill_diagonal_(0), p=1.0)
-    case = {"p_first": p[0], "p_second": p[1:], "rewards": rewards}
-    return case | {"beta": 0.001 if k == 3 else beta}
-
-
-def _soft(log_p, worth, b):
-    return b * (log_p + worth / b).logsumexp(-1)
-
-
-def _tilt(ref, b, log_p, worth):
-    return (ref * log_p + worth / b).softmax(-1)
+    return {"p_first": p[0], "p_second": p[1:], "rewards": rewards, "beta": beta}
 
 
 def _rest(p, q, r, b, *, worth=lambda after, q, r, b: (after * r).sum(-1), ref=1, count=(1, 1),
-          gap=lambda x: x):  # fmt: skip
+          sign=1):  # fmt: skip
     """The resting place and what it costs, with something else in the place of some of it."""
-    tilt = partial(_tilt, ref, b)
-    after = tilt(q.log(), r)
-    first = tilt(p.log(), worth(after, q, r, b))
+    after = (ref * q.log() + r / b).softmax(-1)
+    first = (ref * p.log() + worth(after, q, r, b) / b).softmax(-1)
     kls = [(x.xlogy(x) - x.xlogy(y)).sum(-1) for x, y in ((first, p), (after, q))]
     spent = count[0] * kls[0] + count[1] * first @ kls[1]
-    best = _soft(p.log(), _soft(q.log(), r, b), b)
-    return first, gap(best - first @ (after * r).sum(-1) + b * spent)
+    best = b * (p.log() + (q.log() + r / b).logsumexp(-1)).logsumexp(-1)
+    return first, sign * (best - first @ (after * r).sum(-1) + b * spent)
 
 
 def _dropped(p_first: Tensor, p_second: Tensor, rewards: Tensor, beta: float) -> tuple:
@@ -192,23 +167,20 @@ def _dropped(p_first: Tensor, p_second: Tensor, rewards: Tensor, beta: float) ->
 
 
 DROPPED = Exercise(
-    name="03b-dropped",
-    draw=_tree,
-    route=_dropped,
-    own=("optimum", "soft_values", "evaluate"),
-    mistakes={
+    name="03b-dropped", draw=_tree, route=_dropped, own=("optimum", "soft_values", "evaluate"),
+    mistakes=_slips(_rest, {
         "this is the best policy: the rule does not see the KL of the second token":
-            partial(_rest, worth=lambda after, q, r, b: _soft(q.log(), r, b)),
+            {"worth": lambda after, q, r, b: b * (q.log() + r / b).logsumexp(-1)},
         "the policy goes on after the first token, not the reference":
-            partial(_rest, worth=lambda after, q, r, b: (q * r).sum(-1)),
+            {"worth": lambda after, q, r, b: (q * r).sum(-1)},
         "a first token earns a mean, not the largest reward":
-            partial(_rest, worth=lambda after, q, r, b: r.amax(-1)),
-        "J counts the KL of the second token, too": partial(_rest, count=(1, 0)),
-        "J counts the KL of the first token, too": partial(_rest, count=(0, 1)),
-        "J has the KL in it; this is a gap in reward": partial(_rest, count=(0, 0)),
-        "the cost is what J lacks: J* less J": partial(_rest, gap=torch.neg),
+            {"worth": lambda after, q, r, b: r.amax(-1)},
+        "J counts the KL of the second token, too": {"count": (1, 0)},
+        "J has the KL in it; this is a gap in reward": {"count": (0, 0)},
+        "the cost is what J lacks: J* less J": {"sign": -1},
+        "π_ref is missing before the exponential": {"ref": 0},
+    }) | {
         "β is missing": lambda p, q, r, b: _rest(p, q, r, 1.0),
-        "π_ref is missing before the exponential": partial(_rest, ref=0),
         "rows and columns are swapped: the first token is the row":
             lambda p, q, r, b: _rest(p, q.T, r.T, b),
     },
