@@ -81,12 +81,15 @@ def _pulls(logits, after, ref_logits, ref_after) -> Tensor:
 
 
 def _suspects(generator: Generator, k: int) -> dict:
-    v, n, pulls = 3 + k % 3, 6 + (k + 1) % 3, torch.zeros(5, 1).double()
-    while (normalize(pulls) @ normalize(pulls).T).abs().triu(1).max() > 0.999 or not pulls.any():
+    v, n = 3 + k % 3, 6 + (k + 1) % 3
+    for _ in range(1000):
         rows = normal(2, v + 1, v, generator=generator)
         given = {"logits": rows[0, 0], "logits_after": rows[0, 1:]}
         given |= {"ref_logits": rows[1, 0], "ref_logits_after": rows[1, 1:]}
         pulls = _pulls(*given.values())
+        ways = normalize(pulls)
+        if (ways @ ways.T).abs().triu(1).max() < 0.999:  # or rules could not be told apart
+            break
     which = (torch.arange(n) % 6)[torch.randperm(n, generator=generator)]
     betas = [(-1) ** i * uniform(0.1, 0.9, generator) for i in range(n)]
     none = torch.zeros_like(pulls[:1])
