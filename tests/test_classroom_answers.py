@@ -105,6 +105,8 @@ NEVER_NEGATIVE = {
     "02-who-drew": [1, 2],
     "02-which-fault": [0],
     "03-omission": [0, 1],
+    "03b-which": [0],
+    "03b-dropped": [0, 1],
     "04-left-to-earn": [1],
     "04-diagnose": [0, 1],
     "04-controller": [0],

@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from ppo_toy.classroom import splice
 from ppo_toy.classroom.cells import ANSWER_BYTES, BRACKETS, FILE_BYTES, read_cells
 from ppo_toy.classroom.helpers import names
 from ppo_toy.classroom.release import nbgrader, student_edition
@@ -52,6 +53,18 @@ def test_a_reference_that_is_no_notebook_or_has_no_points_is_named(tmp_path):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="01_x.ipynb is no notebook of format 4"):
             Reference.read(path)
+
+
+def test_a_references_digest_changes_with_its_own_checks_and_no_others(tmp_path, monkeypatch):
+    for name in ("__init__", "lesson_01", "lesson_01_more", "lesson_01b", "lesson_010"):
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.setattr(splice.checks, "__file__", str(tmp_path / "__init__.py"))
+    seen = [Reference.read(PATH).digest]
+    for name in ("lesson_01b", "lesson_010", "lesson_01", "lesson_01_more"):
+        (tmp_path / f"{name}.py").write_text("changed", encoding="utf-8")
+        seen.append(Reference.read(PATH).digest)
+    assert seen[0] == seen[1] == seen[2]
+    assert len(set(seen)) == 3
 
 
 def test_only_answer_cells_are_taken():

@@ -129,6 +129,25 @@ def test_students_named_one_by_one_have_the_names_that_they_have_together(tmp_pa
     assert [x.student for x in together] == [x.student for x in one_by_one] == ["ada", "bob", "eve"]
 
 
+def test_a_lesson_and_the_deeper_notebook_of_its_number_are_told_apart(tmp_path):
+    paths = [PATH.parent / f"{name}.ipynb" for name in ("03_policy_gradient", "03b_estimators")]
+    references = {path.stem: Reference.read(path) for path in paths}
+    for k, path in enumerate(paths):
+        for name in (
+            f"ada/{path.name}",
+            f"bob{k}/{path.stem} (1).ipynb",
+            f"by_its_cells{k}/x.ipynb",
+        ):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / name)
+    found = {(x.student, x.lesson) for x in find_submissions([tmp_path], references)}
+    assert found == {
+        (student, path.stem)
+        for k, path in enumerate(paths)
+        for student in ("ada", f"bob{k}", f"by_its_cells{k}")
+    }
+
+
 def test_an_accent_is_the_same_however_it_is_encoded(tmp_path):
     hand_in(tmp_path, "Jose\u0301/01_objective.ipynb")
     assert [x.student for x in find_submissions([tmp_path], REFERENCES)] == ["José"]
