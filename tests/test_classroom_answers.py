@@ -89,7 +89,7 @@ NEVER_NEGATIVE = {
     "02-who-drew": [1, 2],
     "04-left-to-earn": [1],
     "04-controller": [0],
-    "05-best-tokens": [1, 2],
+    "05-dropped": [0],
     "06b-follow-up": [0],
     "07-loss": [0],
     "07-temperature": [0],
