@@ -110,7 +110,7 @@ NEVER_NEGATIVE = {
     "04-left-to-earn": [1],
     "04-diagnose": [0, 1],
     "04-controller": [0],
-    "05-best-tokens": [1, 2],
+    "05-dropped": [0],
     "06b-follow-up": [0],
     "06b-fault": [0],
     "07-loss": [0],

@@ -7,68 +7,76 @@ import torch
 
 def to_go_by_flipping(reward, divergence, price, counts):
     divergence = torch.where(counts, divergence, 0.0)
-    from_here_on = divergence.flip(1).cumsum(1).flip(1)
-    return (reward.unsqueeze(1) - price * (from_here_on - divergence)) * counts
-
-
-def to_go_by_a_triangle(rewards, kl, beta, mask):
-    later = torch.ones(kl.shape[1], kl.shape[1]).tril(-1).double()  # [t', t]
-    g = rewards[:, None].float() - beta * (kl.masked_fill(~mask, 0) @ later).float()
-    return g * mask
+    from_here_on = divergence.flip(2).cumsum(2).flip(2)
+    g = reward.unsqueeze(2) - price.view(-1, 1, 1) * (from_here_on - divergence)
+    return g.float() * counts
 
 
 def to_go_as_lists(rewards, kl, beta, mask):
-    rows = []
-    for r, row, counts in zip(rewards, kl, mask, strict=True):
-        n = int(counts.sum())
-        rows.append([r - beta * row[t + 1 : n].sum() if t < n else 0 for t in range(len(row))])
-    return rows
+    runs = []
+    for r, divergences, price, counts in zip(rewards, kl, beta, mask, strict=True):
+        rows = []
+        for i in range(len(r)):
+            own = [t for t in range(len(counts[i])) if counts[i, t]]
+            row = [0] * len(counts[i])
+            for t in own:
+                row[t] = r[i] - price * sum(divergences[i, s] for s in own if s > t)
+            rows.append(row)
+        runs.append(rows)
+    return runs
 
 
 def to_go_in_a_loop(rewards, kl, beta, mask):
     g = torch.zeros_like(kl)
     later = torch.zeros_like(rewards)
-    for t in reversed(range(kl.shape[1])):
-        g[:, t] = (rewards - beta * later) * mask[:, t]
-        later = torch.where(mask[:, t], later + kl[:, t], later)
+    for t in reversed(range(kl.shape[2])):
+        g[..., t] = (rewards - beta[:, None] * later) * mask[..., t]
+        later = torch.where(mask[..., t], later + kl[..., t], later)
     return g
 
 
-def to_go(keep_present=False, leak=False, cut=True, detach=False):
+def to_go(keep_present=False, leak=False, cut=True):
     def answer(rewards, kl, beta, mask):
         kl = kl if leak else torch.where(mask, kl, 0.0)
-        kl = kl.detach() if detach else kl
-        later = kl.flip(1).cumsum(1).flip(1) - (0 if keep_present else kl)
-        g = rewards[:, None] - beta * later
-        return g * mask if cut else g
+        later = kl.flip(2).cumsum(2).flip(2) - (0 if keep_present else kl)
+        g = rewards[..., None] - beta[:, None, None] * later
+        return g.masked_fill(~mask, 0) if cut else g
 
     return answer
 
 
+def to_go_clamped(small):
+    """Guesses the padding by its size, as one could when it was always 99."""
+    return lambda r, kl, b, m: to_go(leak=True)(r, kl.where(small(kl), 0), b, m)
+
+
 WRONG_TO_GO = [
-    (to_go(leak=True), "padding is charged"),
-    (to_go(cut=False), "behind the mask it must be 0"),
     (to_go(leak=True, cut=False), "the mask is not used at all"),
-    (to_go(keep_present=True), "KL of the present step is in it"),
-    (to_go(detach=True), "no gradient reaches kl"),
-    (lambda r, kl, b, m: to_go()(r, kl, b, m).detach(), "no gradient reaches rewards"),
-    (lambda r, kl, b, m: to_go()(r, kl, 1.0, m), "β is missing"),
-    (lambda r, kl, b, m: to_go()(r, kl, -b, m), "KL is added"),
-    (lambda r, kl, b, m: r[:, None] * m, "this is R alone"),
+    (to_go(cut=False), "where the mask is False it must be 0"),
+    (to_go_clamped(lambda kl: kl < 50), "the value is not right"),
+    (to_go_clamped(lambda kl: (kl < 50) & (kl > 0)), "the value is not right"),
+    (to_go_clamped(torch.isfinite), "the value is not right"),
+    (lambda r, kl, b, m: to_go(leak=True)(r, kl * m, b, m), "nan comes of"),
     (
-        lambda r, kl, b, m: (r - b * kl.masked_fill(~m, 0).sum(1))[:, None] * m,
+        lambda r, kl, b, m: to_go()(r, kl.masked_fill(~m.cumprod(2).bool(), 0), b, m),
+        "goes on behind the tool's",
+    ),
+    (to_go(keep_present=True), "KL of the present step is in it"),
+    (lambda r, kl, b, m: to_go()(r, kl, b**0, m), "β is missing"),
+    (lambda r, kl, b, m: to_go()(r, kl, b.mean().expand(len(b)), m), "the value is not right"),
+    (lambda r, kl, b, m: to_go()(r, kl, b[:1].expand(len(b)), m), "each run has a β of its own"),
+    (lambda r, kl, b, m: to_go()(r, kl, -b, m), "KL is added"),
+    (lambda r, kl, b, m: r[..., None] * m, "this is R alone"),
+    (
+        lambda r, kl, b, m: (r - b[:, None] * kl.masked_fill(~m, 0).sum(2))[..., None] * m,
         "pays for the whole response",
     ),
     (
-        lambda r, kl, b, m: (r[:, None] - b * kl.masked_fill(~m, 0).cumsum(1)) * m,
+        lambda r, kl, b, m: (r[..., None] - b[:, None, None] * kl.where(m, 0).cumsum(2)) * m,
         "runs from the front",
     ),
-    (lambda r, kl, b, m: r - b * kl.masked_fill(~m, 0).sum(1), "shape is not right"),
-    (lambda r, kl, b, m: to_go()(r, kl, b / 2, m), "the value is not right"),
-    (lambda r, kl, b, m: to_go(leak=True)(r, kl * m, b, m), "nan comes of"),
+    (lambda r, kl, b, m: r - b[:, None] * kl.where(m, 0).sum(2), "shape is not right"),
     (lambda *a: to_go()(*a).abs(), "take no abs"),
-    (lambda *a: to_go()(*a).clamp(min=0), "do not cut it off"),
-    (lambda r, kl, b, m: to_go()(r, kl[:, :3], b, m[:, :3]), "shape is not right"),
     (lambda r, kl, b, m: to_go()(r, kl.masked_fill_(~m, 0), b, m), "kl in place"),
 ]
 
@@ -76,162 +84,167 @@ WRONG_TO_GO = [
 # Exercise 05-gae.
 
 
-def gae_by_a_double_sum(rewards, v, counts, g, lam):
-    b, n = rewards.shape
-    rewards, v = (torch.where(counts, x, 0.0) for x in (rewards, v))
-    v = torch.cat([v, torch.zeros(b, 1)], dim=1)
-    delta = rewards + g * v[:, 1:] - v[:, :-1]
-    powers = torch.tensor(
-        [[(g * lam) ** max(k - t, 0) * (k >= t) for k in range(n)] for t in range(n)]
-    )
-    return torch.einsum("bk,tk->bt", delta, powers.double()) * counts
-
-
-def gae_into_a_ready_tensor(step_rewards, values, mask, gamma, lam):
-    a = torch.zeros(step_rewards.shape)
-    for i in range(len(mask)):
-        length = int(mask[i].sum())
+def advantage_in_loops(rewards, lp, ref, v, price, lam, counts):
+    a = torch.zeros(lp.shape)
+    for i in range(len(counts)):
         following, value_after = 0.0, 0.0
+        length = int(counts[i].sum())
         for t in range(length - 1, -1, -1):
-            delta = step_rewards[i, t] + gamma * value_after - values[i, t]
-            following = delta + gamma * lam * following
-            a[i, t] = following
-            value_after = values[i, t]
+            r = -price * (lp[i, t] - ref[i, t]).item() + (
+                rewards[i].item() if t == length - 1 else 0
+            )
+            following = r + value_after - v[i, t].item() + lam * following
+            a[i, t], value_after = following, v[i, t].item()
     return a
 
 
-def gae_as_lists(step_rewards, values, mask, gamma, lam):
+def advantage_as_lists(r, lp, ref, v, beta, lam, mask):
     rows = []
-    for r, v, counts in zip(step_rewards, values, mask.tolist(), strict=True):
-        row = [0.0] * (len(counts) - sum(counts))
-        for t in reversed(range(sum(counts))):
-            more = gamma * v[t + 1] + gamma * lam * row[0] if t + 1 < sum(counts) else 0
-            row.insert(0, r[t] - v[t] + more)
+    for i, counts in enumerate(mask.tolist()):
+        n = sum(counts)
+        row = [0.0] * (len(counts) - n)
+        for t in reversed(range(n)):
+            more = v[i, t + 1] + lam * row[0] if t + 1 < n else r[i]
+            row.insert(0, (more - beta * (lp[i, t] - ref[i, t]) - v[i, t]).detach())
         rows.append(row)
     return rows
 
 
-def gae_in_columns(leak=False, gamma_next=True, factor=lambda g, lam: g * lam, detach=False):
-    def answer(r, v, mask, g, lam):
-        a, last, n = torch.zeros_like(r), torch.zeros(len(r)), r.shape[1]
-        r, v = (x if leak else x.masked_fill(~mask, 0) for x in (r, v))
+def advantage(
+    leak=False, last_column=False, charge=lambda x: x, factor=lambda lam: lam, after=1, now=1
+):
+    def answer(rewards, lp, ref, v, beta, lam, mask):
+        ratio, v = (x if leak else x.masked_fill(~mask, 0) for x in (lp - ref, v))
+        n = mask.shape[1]
+        last = torch.full_like(mask.sum(1), n) if last_column else mask.sum(1)
+        r = -beta * charge(ratio)
+        r = r + rewards[:, None] * (torch.arange(n) == last[:, None] - 1)
+        a, running = [], torch.zeros_like(rewards)
         for t in reversed(range(n)):
-            after = v[:, t + 1] if t + 1 < n else 0 * v[:, 0]
-            after = after.detach() if detach else after
-            delta = r[:, t] + (g if gamma_next else 1) * after - v[:, t]
-            last = (delta + factor(g, lam) * last) * mask[:, t]
-            a[:, t] = last
-        return a
+            following = after * v[:, t + 1] if t + 1 < n else 0.0
+            running = r[:, t] + following - now * v[:, t] + factor(lam) * running
+            running = running.masked_fill(~mask[:, t], 0)
+            a.insert(0, running)
+        return torch.stack(a, dim=1)
 
     return answer
+
+
+def constant(answer):
+    return lambda *a: answer(*a).detach()
+
+
+def with_gradient(k):
+    """The right answer that forgot to cut one of its two inputs off."""
+    return lambda *a: advantage()(
+        *[x.detach() if i in (1, 3) and i != k else x for i, x in enumerate(a)]
+    )
+
+
+def cut_at_the_end(r, lp, ref, v, beta, lam, mask):
+    """R where it belongs, and in all else the padding only cut off the result."""
+    leaky = advantage(leak=True)(0 * r, lp, ref, v, beta, lam, mask | True)
+    return (leaky + advantage()(r, ref, ref, 0 * v, beta, lam, mask)).detach().where(mask, 0)
 
 
 WRONG_GAE = [
-    (gae_in_columns(leak=True), "value behind the last token counts"),
-    (gae_in_columns(gamma_next=False), "γ is missing before the next value"),
-    (gae_in_columns(factor=lambda g, lam: lam), "γ is missing in the recursion"),
-    (gae_in_columns(factor=lambda g, lam: g), "λ is missing"),
-    (gae_in_columns(False, False, lambda g, lam: lam), "γ is missing in both places"),
-    (gae_in_columns(factor=lambda g, lam: 0), "later surprises are missing"),
-    (gae_in_columns(detach=True), "the next value lost its gradient"),
-    (gae_in_columns(factor=lambda g, lam: 1 - lam), "the value is not right"),
-    (lambda *a: gae_in_columns()(*a).detach(), "no gradient reaches step_rewards"),
+    (advantage(), "a gradient reaches log_probs and values: detach"),
+    (with_gradient(1), "a gradient reaches log_probs: detach"),
+    (with_gradient(3), "a gradient reaches values: detach"),
+    (constant(advantage(leak=True)), "value behind the last token counts"),
+    (constant(advantage(last_column=True)), "not to the last column"),
+    (constant(advantage(charge=torch.neg)), "KL is added"),
+    (advantage(charge=torch.neg), "KL is added; it has to be subtracted; and detach"),
+    (constant(advantage(charge=lambda x: 0 * x)), "the log-ratios are missing"),
+    (constant(advantage(charge=lambda x: (-x).exp() - 1 + x)), "this charges k3"),
+    (constant(advantage(charge=lambda x: x**2 / 2)), "this charges k2"),
+    (constant(advantage(charge=torch.abs)), "the value is not right"),
+    (constant(advantage(factor=lambda lam: 1)), "λ is missing"),
+    (constant(advantage(factor=lambda lam: 0)), "later surprises are missing"),
+    (constant(advantage(after=0)), "the next value is missing"),
+    (constant(advantage(now=0)), "the present value is not subtracted"),
+    (constant(advantage(after=0, now=0)), "the values are missing"),
+    (lambda *a: advantage(leak=True)(*a[:-1], a[-1] | True).detach(), "not used at all"),
+    (cut_at_the_end, "padding leaks in"),
     (
-        lambda r, v, m, g, lam: gae_in_columns()(r, v.detach(), m, g, lam),
-        "no gradient reaches values",
+        lambda r, *a: advantage(leak=True)(r, *[x * a[-1] for x in a[:3]], *a[3:]).detach(),
+        "nan comes of",
     ),
-    (
-        lambda r, v, m, g, lam: gae_in_columns()(r, torch.zeros_like(v), m, g, lam),
-        "the values are missing",
-    ),
-    (
-        lambda r, v, m, g, lam: gae_in_columns(leak=True)(r, v, m | True, g, lam),
-        "the mask is not used at all",
-    ),
-    (
-        lambda r, v, m, g, lam: gae_in_columns(leak=True)(r, v, m | True, g, lam) * m,
-        "padding leaks in",
-    ),
-    (lambda *a: gae_in_columns()(*a).abs(), "take no abs"),
-    (lambda *a: gae_in_columns()(*a).relu(), "do not cut it off"),
-    (lambda r, v, m, *a: gae_in_columns(leak=True)(r * m, v * m, m, *a), "nan comes of"),
-    (lambda r, v, m, g, lam: gae_in_columns()(r, v.masked_fill_(~m, 0), m, g, lam), "values in"),
-    (lambda r, v, m, *a: gae_in_columns()(r[:, :3], v[:, :3], m[:, :3], *a), "shape is not"),
+    (lambda *a: advantage()(*a).detach().abs(), "take no abs"),
+    (lambda *a: advantage()(*a).detach().relu(), "do not cut it off"),
+    (lambda r, lp, ref, v, *a: advantage()(r, lp, ref, v.masked_fill_(~a[-1], 0), *a), "values in"),
 ]
 
 
-# Exercise 05-best-tokens.
+# Exercise 05-dropped.
 
 
-def best_tokens_in_loops(p, q, reward, price):
-    after = torch.stack(
-        [price * (q[u] * (reward[u] / price).exp()).sum().log() for u in range(len(p))]
-    )
-    start = price * (p * (after / price).exp()).sum().log()
-    first = p * ((after - start) / price).exp()
-    return [start, first, q * ((reward - after[:, None]) / price).exp()]
+def diagnose_by_least_squares(p, q, table, pi, sigma):
+    x, y = (sigma / q).log(), (table - table.mean(1, keepdim=True)).flatten()
+    centred = (x - x.mean(1, keepdim=True)).flatten()
+    price = 1 / torch.linalg.lstsq(y[:, None], centred[:, None]).solution.item()
+    rows = torch.stack([-(sigma * x).sum(1), torch.ones(len(p))], dim=1).double()
+    told = (pi / p).log() - (sigma * table).sum(1) / price
+    return price, torch.linalg.lstsq(rows, told[:, None]).solution[0, 0]
 
 
-def best_tokens_in_single_precision(p_first, p_second, rewards, beta):
-    second = p_second.float().log() + rewards.float() / beta
-    joint = (p_first.float().log()[:, None] + second).flatten()
-    whole = joint.softmax(0).view_as(second)
-    return beta * joint.logsumexp(0), whole.sum(1), second.softmax(1)
+def diagnose_by_one_pair(p, q, table, pi, sigma):
+    x = sigma.log() - q.log()
+    u = max(range(len(p)), key=lambda i: table[i].max() - table[i].min())
+    a, b = table[u].argmax(), table[u].argmin()
+    beta = (table[u, a] - table[u, b]) / (x[u, a] - x[u, b])
+    gross, kl = (sigma * table).sum(1), (sigma * x).sum(1)
+    i, j = kl.argmax(), kl.argmin()
+    w = beta * (pi.log() - p.log())
+    return [beta, (gross[i] - gross[j] - w[i] + w[j]) / (beta * (kl[i] - kl[j]))]
 
 
-def best_tokens(
-    value, policy=lambda p, w, b: (p * (w / b).exp()) / (p * (w / b).exp()).sum(-1, True)
-):
-    def answer(p, q, r, b):
-        after = value(q, r, b)
-        return b * (p * (after / b).exp()).sum().log(), policy(p, after, b), policy(q, r, b)
+def diagnose(log=torch.log, mean=lambda q, s: s, paid=lambda q, s, x: (s * x).sum(1), base=True):
+    def answer(p, q, table, pi, sigma):
+        x = log(sigma) - log(q)
+        contrast = table - table.mean(1, keepdim=True)
+        beta = (contrast**2).sum() / (contrast * x).sum()
+        kl = paid(q, sigma, x)
+        missing = (mean(q, sigma) * table).sum(1) - beta * (log(pi) - log(p))
+        if base:
+            missing, kl = missing - missing.mean(), kl - kl.mean()
+        return beta, (missing * kl).sum() / (beta * (kl * kl).sum())
 
     return answer
 
 
-def soft(q, r, b):
-    return b * (q * (r / b).exp()).sum(-1).log()
+def then(change):
+    return lambda *a: change(*diagnose()(*a))
 
 
-def tilted(q, r, b):
-    return (q.log() + r / b).softmax(-1)
+def first_row_only(p, q, table, pi, sigma):
+    x = (sigma / q).log()
+    beta = (table[0, 0] - table[0, 1]) / (x[0, 0] - x[0, 1])
+    return beta, diagnose()(p, q, table, pi, sigma)[1]
 
 
-def best_tokens_with_beta_in_the_exponent(p, q, r, b):
-    after = b * (q * (b * r).exp()).sum(1).log()
-    first, second = p * (b * after).exp(), q * (b * r).exp()
-    return b * first.sum().log(), first / first.sum(), second / second.sum(1, keepdim=True)
-
-
-WRONG_BEST_TOKENS = [
-    (best_tokens(lambda q, r, b: (tilted(q, r, b) * r).sum(1)), "the KL paid in it is forgotten"),
-    (best_tokens(lambda q, r, b: (q * r).sum(1)), "the reference goes on"),
-    (best_tokens(lambda q, r, b: r.amax(1)), "the maximum is a smooth one"),
-    (best_tokens(lambda q, r, b: r.mean(1)), "the value is not right"),
-    (best_tokens(lambda q, r, b: (q * (r / b).exp()).sum(1).log()), "states after the first"),
-    (lambda p, q, r, b: best_tokens(soft)(p, q, r, 1.0), "β is missing"),
-    (best_tokens_with_beta_in_the_exponent, "β multiplies"),
-    (lambda p, q, r, b: best_tokens(soft)(p, q, r.T, b), "rows and columns are swapped"),
-    (best_tokens(soft, lambda p, w, b: p * (w / b).exp()), "do not sum to 1"),
-    (best_tokens(soft, lambda p, w, b: (w / b).softmax(-1)), "the value is not right"),
-    (lambda p, q, r, b: best_tokens(soft)(p, q, r, b)[0], "shape is not right"),
-    (lambda p, q, r, b: best_tokens(soft)(p, q, r.sub_(1), b), "rewards in place"),
-    (lambda p, q, r, b: best_tokens(soft)(p, q, r.detach(), b), "no gradient reaches rewards"),
-    (
-        lambda p, q, r, b: best_tokens(lambda *a: soft(*a).detach())(p, q, r, b),
-        "gradient is not right",
-    ),
+WRONG_DROPPED = [
+    (then(lambda beta, c: (1 / beta, c)), "upside down"),
+    (diagnose(log=torch.log2), "take natural logarithms"),
+    (then(lambda beta, c: (beta, 1 - c)), "c is the share charged"),
+    (then(lambda beta, c: (beta, c - 1)), "net value"),
+    (then(lambda beta, c: (beta, -c)), "the sign of c"),
+    (then(lambda beta, c: (beta, beta * c)), "divide by β too"),
+    (then(lambda beta, c: (c, beta)), "swapped"),
+    (diagnose(mean=lambda q, s: q), "not the reference"),
+    (diagnose(paid=lambda q, s, x: -(q * x).sum(1)), "the policy stands first"),
+    (diagnose(paid=lambda q, s, x: (q * x).sum(1)), "weighted by the reference"),
+    (diagnose(base=False), "in common says nothing"),
+    (then(lambda beta, c: (beta, c.clamp(0, 1))), "is not right"),
+    (then(lambda beta, c: beta), "shape is not right"),
+    (first_row_only, "the value is not right"),
 ]
 
 
 RIGHT = {
-    "05-to-go": [to_go_by_flipping, to_go_by_a_triangle, to_go_in_a_loop, to_go_as_lists],
-    "05-gae": [gae_by_a_double_sum, gae_into_a_ready_tensor, gae_in_columns(), gae_as_lists],
-    "05-best-tokens": [best_tokens_in_loops, best_tokens_in_single_precision, best_tokens(soft)],
+    "05-to-go": [to_go_by_flipping, to_go_in_a_loop, to_go_as_lists],
+    "05-gae": [advantage_in_loops, advantage_as_lists, constant(advantage())],
+    "05-dropped": [diagnose_by_least_squares, diagnose_by_one_pair, diagnose()],
 }
 
-WRONG = {
-    "05-to-go": WRONG_TO_GO,
-    "05-gae": WRONG_GAE,
-    "05-best-tokens": WRONG_BEST_TOKENS,
-}
+WRONG = {"05-to-go": WRONG_TO_GO, "05-gae": WRONG_GAE, "05-dropped": WRONG_DROPPED}
