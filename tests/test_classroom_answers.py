@@ -90,6 +90,8 @@ NEVER_NEGATIVE = {
     "04-left-to-earn": [1],
     "04-controller": [0],
     "05-best-tokens": [1, 2],
+    "06-left": [0, 1],
+    "06-whose-kl": [0],
     "06b-follow-up": [0],
     "07-loss": [0],
     "07-temperature": [0],
