@@ -1,127 +1,106 @@
 """Answers to the exercises of lesson 06 as learners write them."""
 
+import math
+
 import torch
 
-# Exercise 06-bug: right answers in other styles, then wrong ones with what they are told.
+# Exercise 06-left: right answers in other styles, then wrong ones with what they are told.
 
 
-def bug_with_products(new, old, worth, counts):
-    ratios = torch.where(counts, new.exp() / old.detach().exp(), 1.0)
-    return torch.dot(ratios.prod(dim=1), worth.detach()) / len(worth)
+def left_in_loops(log_probs, old_log_probs, mask):
+    tokens, responses = [], []
+    for new, old, counts in zip(log_probs, old_log_probs, mask, strict=True):
+        x = [(n - o).item() for n, o, c in zip(new, old, counts, strict=True) if c]
+        tokens += x
+        responses.append(sum(x))
+
+    def share(x):
+        r = [math.exp(y - max(x)) for y in x]
+        return sum(r) ** 2 / (len(r) * sum(y * y for y in r))
+
+    return share(responses), share(tokens)
 
 
-def bug_in_single_precision(log_probs, old_log_probs, advantages, mask):
-    total = 0
-    for i in range(len(mask)):
-        with torch.no_grad():
-            old, a = old_log_probs[i].float(), advantages[i].float()
-        total += ((log_probs[i].float() - old) * mask[i]).sum().exp() * a
-    return total / len(mask)
+def left(share=None, pick=lambda x, m: x[m], whole=lambda x, m: (x * m).sum(1), sign=1):
+    def by_weights(x):
+        return 1 / (x.softmax(0) ** 2).sum() / x.numel()
 
-
-def bug_in_logs(log_probs, old_log_probs, advantages, mask):
-    x = log_probs - torch.from_numpy(old_log_probs.numpy(force=True))
-    of_response = torch.stack([row[counts].sum() for row, counts in zip(x, mask, strict=True)])
-    return torch.einsum("b,b->", of_response.exp(), advantages.detach()) / advantages.numel()
-
-
-def bug(n, o, a, m, sign=1):
-    return ((sign * (n - o) * m).sum(1).exp() * a).mean()
-
-
-WRONG_BUG = [
-    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m, -1), "upside down"),
-    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m | True), "padding counts"),
-    (lambda n, o, a, m: -bug(n, o.detach(), a.detach(), m), "sign is wrong"),
-    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m) * len(a), "responses are added up"),
-    (bug, "reaches old_log_probs and advantages: detach"),
-    (lambda n, o, a, m: bug(n, o, a.detach(), m), "reaches old_log_probs: detach"),
-    (lambda n, o, a, m: bug(n, o.detach(), a, m), "reaches advantages: detach"),
-    (lambda n, o, a, m: bug(n, o, a, m).detach(), "lost its gradient"),
-    (
-        lambda n, o, a, m: (((n - o.detach()).exp() * m).sum(1) * a.detach()).mean(),
-        "ratios are added",
-    ),
-    (
-        lambda n, o, a, m: (((n - o.detach()).exp() * a.detach()[:, None])[m]).mean(),
-        "the value is not right",
-    ),
-    (lambda n, o, a, m: bug(n, o, a, m)[None], "shape is not right"),
-    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m) * len(a) / 2, "the value is not right"),
-    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m).abs(), "take no abs"),
-    (lambda n, o, a, m: bug(n, o.detach(), a.detach(), m).relu(), "do not cut it off"),
-    (lambda n, o, a, m: bug(n, o.detach().mul_(m), a.detach(), m), "old_log_probs in place"),
-    (
-        lambda n, o, a, m: (((n - o.detach()).exp() * m).sum(1) / m.sum(1) @ a.detach()) / len(a),
-        "ratios are averaged",
-    ),
-]
-
-
-# Exercise 06-clip.
-
-
-def clip_in_loops(new, old, worth, counts, eps):
-    total = torch.zeros(())
-    for i in range(len(new)):
-        for t in range(new.shape[1]):
-            if counts[i, t]:
-                r, a = torch.exp(new[i, t] - old[i, t].item()), worth[i, t].item()
-                held = torch.clip(r, 1 - eps, 1 + eps)
-                total = total + min(r * a, held * a)
-    return total / len(new)
-
-
-def clip_by_signs(log_probs, old_log_probs, advantages, mask, epsilon):
-    r = (log_probs.float() - old_log_probs.float().detach()).exp()
-    a = torch.where(mask, advantages.float().detach(), 0.0)
-    held = torch.where(a > 0, r.clamp(max=1 + epsilon), r.clamp(min=1 - epsilon))
-    return torch.einsum("bt,bt->", held, a) / len(a)
-
-
-def clip(
-    pick=torch.minimum,
-    ratio=lambda n, o: torch.exp(n - o),
-    end=lambda x, m: (x * m).sum() / len(m),
-    detach=(True, True),
-):
-    def answer(n, o, a, m, e):
-        o, a = o.detach() if detach[0] else o, a.detach() if detach[1] else a
-        r = ratio(n, o)
-        return end(pick(r * a, torch.clamp(r, 1 - e, 1 + e) * a), m)
+    def answer(new, old, mask):
+        x = sign * (new - old)
+        return (share or by_weights)(whole(x, mask)), (share or by_weights)(pick(x, mask))
 
     return answer
 
 
-WRONG_CLIP = [
-    (clip(torch.maximum), "maximum is taken"),
-    (clip(lambda r, c: c), "the minimum is missing"),
-    (clip(lambda r, c: r), "the clip is missing"),
-    (clip(lambda r, c: -torch.minimum(r, c)), "sign is wrong"),
-    (clip(ratio=lambda n, o: torch.exp(o - n)), "upside down"),
-    (clip(ratio=lambda n, o: n - o), "exponential is missing"),
-    (clip(ratio=lambda n, o: n / o), "the value is not right"),
-    (clip(end=lambda x, m: x.sum(1).mean()), "padding counts"),
-    (clip(end=lambda x, m: x[m].mean()), "averaged over all tokens"),
-    (clip(end=lambda x, m: (x * m).mean()), "averaged over [B, T]"),
-    (clip(end=lambda x, m: ((x * m).sum(1) / m.sum(1)).mean()), "a mean of means"),
-    (clip(end=lambda x, m: x[m].sum()), "responses are added up"),
-    (clip(end=lambda x, m: (x * m).sum(1)), "shape is not right"),
-    (clip(detach=(False, True)), "reaches old_log_probs: detach"),
-    (clip(detach=(True, False)), "reaches advantages: detach"),
-    (clip(detach=(False, False)), "reaches old_log_probs and advantages: detach"),
-    (lambda *a: clip()(*a).detach(), "no gradient reaches log_probs"),
-    (clip(end=lambda x, m: (x * m).sum() / 2), "the value is not right"),
-    (clip(end=lambda x, m: x[m].mean() * m.shape[1]), "over tokens times T"),
-    (clip(end=lambda x, m: (x * m).sum() / m.shape[1]), "divided by T"),
-    (lambda *a: clip()(*a).abs(), "take no abs"),
-    (lambda n, o, a, m, e: clip()(n, o, a.mul_(m), m, e), "advantages in place"),
-    (
-        lambda n, o, a, m, e: (
-            ((n - o.detach()).exp().clamp(max=1 + e) * a.detach()).masked_fill(~m, 0).sum() / len(m)
-        ),
-        "by A before the minimum",
-    ),
+def left_by_variance(new, old, mask):
+    x = torch.where(mask, new - old, 0.0)
+    both = []
+    for y in (x.sum(1), x[mask]):
+        r = (y - y.max()).exp()
+        both.append(1 / (1 + r.var(correction=0) / r.mean() ** 2))
+    return both
+
+
+WRONG_LEFT = [
+    (left(lambda x: x.exp().sum() ** 2 / (x.exp() ** 2).sum() / len(x)), "exp(800)"),
+    (left(lambda x: 1 / (x.exp() ** 2).mean()), "holds where the mean ratio is 1"),
+    (left(lambda x: 1 / (x.softmax(0) ** 2).sum()), "these are sizes"),
+    (left(sign=-1), "upside down"),
+    (left(pick=lambda x, m: x.flatten()), "the value is not right"),
+    (left(pick=lambda x, m: x.flatten(), whole=lambda x, m: x.sum(1)), "the padding counts: cut"),
+    (left(pick=lambda x, m: (x * m).flatten()), "not the ratio 1"),
+    (left(whole=lambda x, m: (x * m).sum(1) / m.sum(1)), "not their mean"),
+    (left(whole=lambda x, m: (x * m).sum(0)), "the value is not right"),
+    (lambda *a: left()(*a)[::-1], "the value is not right"),
+    (lambda *a: left()(*a)[0], "expected 2 numbers"),
+    (lambda n, o, m: left()(n.sub_(1), o, m), "log_probs in place"),
+]
+
+
+# Exercise 06-whose-kl.
+
+
+def whose_in_loops(logs):
+    codes = []
+    for run in logs:
+        zero = run.abs() < 1e-6
+        if not zero[0, 0]:
+            codes.append(3)
+        elif not zero[:, 0].all():
+            codes.append(2)
+        else:
+            codes.append(int(zero.all() and run.shape[1] > 1))
+    return codes
+
+
+def whose(limit=1e-6, looked_at=slice(None), guard=True, codes=(0, 1, 2, 3), of=torch.all):
+    def answer(kl):
+        zero = kl.abs() <= limit
+        fine, same, stale, other = codes
+        code = torch.full((len(kl),), fine)
+        at_rest = of(zero.all(dim=2), dim=1)
+        code[at_rest & (kl.shape[2] > 1 or not guard)] = same
+        code[~zero[:, looked_at, 0].all(dim=1)] = stale
+        code[~zero[:, 0, 0]] = other
+        return code
+
+    return answer
+
+
+WRONG_WHOSE = [
+    (whose(0), "rounding leaves no exact 0"),
+    (whose(guard=False), "there 0 is right"),
+    (whose(of=torch.any), "taught nothing is no fault"),
+    (whose(looked_at=slice(-1, None)), "not only the last"),
+    (whose(looked_at=slice(1, 2)), "not only the second"),
+    (whose(codes=(0, 1, 2, 2)), "is fault 3"),
+    (whose(codes=(0, 1, 3, 2)), "2 and 3 are swapped"),
+    (whose(codes=(0, 2, 1, 3)), "the value is not right"),
+    (whose(codes=(1, 0, 2, 3)), "the value is not right"),
+    (whose(0.01), "the value is not right"),
+    (lambda kl: whose()(kl) > 0, "the value is not right"),
+    (lambda kl: whose()(kl)[:, None], "shape is not right"),
+    (lambda kl: whose()(kl.round_(decimals=6)), "kl_old in place"),
 ]
 
 
@@ -136,7 +115,7 @@ def anchors_in_loops(theta, theta_old, theta_ref, word, worth, price_old, price_
         for t in range(word.shape[1]):
             p, q, f, v = theta[i, t].softmax(0), old[i, t], ref[i, t], word[i, t]
             total = total + p[v] / q[v] * worth[i, t].item()
-            total = total - price_old * (q * (q / p).log()).sum()
+            total = total - price_old * (torch.xlogy(q, q) - q * p.log()).sum()
             total = total - price_ref * (p * (p / f).log()).sum()
     return total / word.shape[0]
 
@@ -151,9 +130,12 @@ def anchors_by_torch(logits, old_logits, ref_logits, tokens, advantages, beta_ol
     return (ratio * advantages.detach() - brakes).sum(-1).mean()
 
 
-def anchors(first="on", second="nr", detach="oar", end=None, upside_down=False, signs=1):
+def anchors(
+    first="on", second="nr", detach="oar", end=None, upside_down=False, signs=1, careless=False
+):
     def kl(p, q):
-        return (p.exp() * (p - q)).sum(-1)
+        log_ratio = p - q if careless else torch.where(p > -math.inf, p - q, 0.0)
+        return (p.exp() * log_ratio).sum(-1)
 
     def answer(x, o, f, k, a, b_old, b_ref):
         named = zip("oar", (o, a, f), strict=True)
@@ -169,9 +151,10 @@ def anchors(first="on", second="nr", detach="oar", end=None, upside_down=False, 
 
 
 WRONG_ANCHORS = [
+    (anchors(careless=True), "0 · log 0 counts as 0"),
     (anchors("no"), "old policy stands first"),
     (anchors("on", "rn"), "second KL: the KL's arguments are swapped"),
-    (anchors("no", "rn"), "both KLs are turned round"),
+    (anchors("no", "rn"), "the value is not right"),
     (anchors("nr", "on"), "the two prices are swapped"),
     (anchors("rn", "on"), "the value is not right"),
     (anchors("nn"), "KL to the old policy is missing"),
@@ -188,7 +171,7 @@ WRONG_ANCHORS = [
     (anchors(detach="r"), "reaches old_logits and advantages: detach"),
     (lambda *a: anchors()(*a).item(), "no gradient reaches logits"),
     (anchors(end=lambda y: y.sum() / 2), "the value is not right"),
-    (anchors("nn", "nn"), "both KLs are missing"),
+    (anchors("nn", "nn"), "the value is not right"),
     (lambda *a: anchors()(*a).abs(), "take no abs"),
     (lambda x, o, f, *a: anchors()(x, o, f[:, :3], *a) if False else x.sum(), "value is not"),
     (lambda x, o, f, *a: anchors()(x, o.sub_(1), f, *a), "old_logits in place"),
@@ -196,13 +179,13 @@ WRONG_ANCHORS = [
 
 
 RIGHT = {
-    "06-bug": [bug_with_products, bug_in_single_precision, bug_in_logs],
-    "06-clip": [clip_in_loops, clip_by_signs, clip()],
+    "06-left": [left_in_loops, left_by_variance, left()],
+    "06-whose-kl": [whose_in_loops, whose()],
     "06-anchors": [anchors_in_loops, anchors_by_torch, anchors()],
 }
 
 WRONG = {
-    "06-bug": WRONG_BUG,
-    "06-clip": WRONG_CLIP,
+    "06-left": WRONG_LEFT,
+    "06-whose-kl": WRONG_WHOSE,
     "06-anchors": WRONG_ANCHORS,
 }

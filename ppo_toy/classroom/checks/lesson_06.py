@@ -1,136 +1,144 @@
-"""Lesson 06, proximal: the ratio of a response, the clip, two anchors."""
+"""Lesson 06, proximal: what is left of a batch, whose KL a log shows, two anchors."""
 
 import itertools
+import math
 
 import torch
 from torch import Generator, Tensor
 
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import (
-    KLS,
-    MEANS,
-    drawn,
-    log_ratio,
-    normal,
-    random_mask,
-    sizes,
-    uniform,
-)
+from ppo_toy.classroom.inputs import KLS, drawn, log_ratio, normal, random_mask, sizes, uniform
 from ppo_toy.kl import kl_divergence as _kl
 
+# What is left of a batch.
 
-def _log_probs(generator: Generator, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """New, old, mask; [B, T] each. Log-ratios of both signs."""
+
+def _batch(generator: Generator, k: int) -> dict:
+    """Log-ratios of both signs; in two cases the exponential of one is out of range."""
     b, t = sizes(k, 2)
     mask = random_mask(b, t, generator)
     old = -0.5 - normal(b, t, generator=generator).abs()
-    new = (old + 0.4 * normal(b, t, generator=generator)).round(decimals=2)
-    if k == 2:  # a ratio of e^1.5
-        old[0, 0], new[0, 0] = -2, -0.5
-    return new.masked_fill(~mask, -1), old.masked_fill(~mask, -4), mask  # a padded ratio of e^3
+    new = (old + 0.5 * normal(b, t, generator=generator)).round(decimals=2)
+    old, new = old - 400 * (k == 2), new - 800 * (k == 3)
+    old, new = old.masked_fill(~mask, -4), new.masked_fill(~mask, -1)  # a padded ratio of e^3
+    return {"log_probs": new, "old_log_probs": old, "mask": mask}
 
 
-# The ratio of a response.
+def _share(x: Tensor) -> Tensor:
+    """By sums of exponentials, in logarithms."""
+    twice = 2 * x.logsumexp(0)
+    return (twice - (2 * x).logsumexp(0)).exp() / len(x)
 
 
-def _responses(generator: Generator, k: int) -> dict:
-    new, old, mask = _log_probs(generator, k)
-    advantages = normal(len(mask), generator=generator)
-    return {"log_probs": new, "old_log_probs": old, "advantages": advantages, "mask": mask}
+def _left(new: Tensor, old: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    x = new - old
+    rows = torch.stack([row[counts].sum() for row, counts in zip(x, mask, strict=True)])
+    return _share(rows), _share(x[mask])
 
 
-def _carried_over(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """By products of probabilities, response by response."""
-    total = 0
-    for n, o, a, m in zip(new, old.detach(), advantages.detach(), mask, strict=True):
-        total = total + a * n[m].exp().prod() / o[m].exp().prod()
-    return total / len(mask)
+def _left_with(
+    sign=1, share=_share, responses=lambda x, m: (x * m).sum(1), tokens=lambda x, m: x[m]
+):
+    def answer(new, old, mask):
+        x = sign * (new - old)
+        return share(responses(x, mask)), share(tokens(x, mask))
+
+    return answer
 
 
-def _carry(weight, end=torch.mean):
-    """An answer whose weights of the responses are made from masked log-ratios and the mask."""
-    return lambda n, o, a, m: end(weight((n - o).masked_fill(~m, 0), m) * a)
+def _plain(x: Tensor) -> Tensor:
+    return x.exp().sum() ** 2 / (2 * x).exp().sum() / len(x)
 
 
-BUG = Exercise(
-    name="06-bug",
-    draw=_responses,
-    route=_carried_over,
-    differentiate=("log_probs",),
-    constants=("old_log_probs", "advantages"),
-    own=("exact",),
+LEFT = Exercise(
+    name="06-left",
+    draw=_batch,
+    route=_left,
+    own=("share_left",),
     mistakes={
-        "the ratio is upside down, as in the buggy one": _carry(lambda x, m: (-x).sum(1).exp()),
-        "the padding counts: cut it off before adding up": lambda n, o, a, m: (
-            (n - o).sum(1).exp() * a
-        ).mean(),
-        "the tokens' ratios are added; multiply them": _carry(lambda x, m: (x.exp() * m).sum(1)),
-        "the log-ratios are averaged; add them": _carry(lambda x, m: (x.sum(1) / m.sum(1)).exp()),
-        "the exponential is missing: this is the log-ratio": _carry(lambda x, m: x.sum(1)),
-        "the sign is wrong: the advantages were no bug": _carry(lambda x, m: -x.sum(1).exp()),
-        "the tokens' ratios are averaged; multiply them":
-            _carry(lambda x, m: (x.exp() * m).sum(1) / m.sum(1)),
-        "the responses are added up; average them": _carry(lambda x, m: x.sum(1).exp(), torch.sum),
-        "the ratio lost its gradient": _carry(lambda x, m: x.sum(1).exp().detach()),
+        "exp(800) is ∞: take away the largest log-ratio first": _left_with(share=_plain),
+        "the ratio is upside down: new over old": _left_with(-1),
+        "the padding counts: cut it off":
+            _left_with(responses=lambda x, m: x.sum(1), tokens=lambda x, m: x.flatten()),
+        "padded tokens have no ratio, not the ratio 1":
+            _left_with(tokens=lambda x, m: (x * m).flatten()),
+        "a response has the product of its tokens' ratios, not their sum":
+            _left_with(responses=lambda x, m: x.masked_fill(~m, -math.inf).logsumexp(1)),
+        "a response has the product of its tokens' ratios, not their mean":
+            _left_with(responses=lambda x, m: (x * m).sum(1) / m.sum(1)),
+        "these are sizes; divide by how many there are":
+            _left_with(share=lambda x: _share(x) * len(x)),
+        "1 / mean of r² holds where the mean ratio is 1; here divide by its square":
+            _left_with(share=lambda x: 1 / (2 * x).exp().mean()),
     },
 )  # fmt: skip
 
 
-# The clipped surrogate.
+# Whose KL a log shows.
 
 
-def _tokens(generator: Generator, k: int) -> dict:
-    new, old, mask = _log_probs(generator, k)
-    advantages = normal(*mask.shape, generator=generator).masked_fill(~mask, 99)
-    advantages[0, 0] = advantages[0, 0].abs() * (1 - 2 * (k == 2))
-    epsilon = uniform(0.1, 0.3, generator)
-    constants = {"old_log_probs": old, "advantages": advantages, "mask": mask}
-    return {"log_probs": new, **constants, "epsilon": epsilon}
+def _logs(generator: Generator, k: int) -> dict:
+    """All faults in random order; in the last case there is one minibatch for each batch."""
+    g, n, e = sizes(k, 3, low=3)
+    e = 1 if k == 3 else e
+    steps = 0.01 + normal(g, n, e, generator=generator).abs().round(decimals=1) / 10
+    kl, order = steps.cumsum(-1) - steps[..., :1], torch.randperm(4, generator=generator).tolist()
+    for i in range(g):
+        fault = order[i % 4]
+        if fault == 0 and e > 1:
+            kl[i, -1] = 0  # a batch that taught nothing
+        if fault == 1 and e > 1:
+            kl[i] = 0
+        if fault == 2:
+            stale = torch.arange(n) > 1 if k % 2 else torch.arange(n) == 1
+            kl[i] += 0.02 * stale[:, None]
+        if fault == 3:
+            kl[i] += 0.003
+    noise = torch.randint(-3, 4, kl.shape, generator=generator) * 1e-8
+    return {"kl_old": torch.where(kl == 0, noise, kl)}
 
 
-def _clipped(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, eps: float) -> Tensor:
-    """By cases: beyond the clip, on the side that the advantage asks for, the ratio is held."""
-    a, old = advantages.detach(), old.detach()
-    ratio = new.exp() / old.exp()
-    ratio = torch.where((a > 0) & (ratio > 1 + eps), 1 + eps, ratio)
-    ratio = torch.where((a < 0) & (ratio < 1 - eps), 1 - eps, ratio)
-    return (ratio * a)[mask].sum() / len(mask)
+def _faults(kl_old: Tensor) -> Tensor:
+    """Run by run and batch by batch."""
+    codes = []
+    for run in kl_old.tolist():
+        begins = [abs(batch[0]) > 1e-6 for batch in run]
+        flat = all(abs(x) <= 1e-6 for batch in run for x in batch)
+        code = 3 if begins[0] else 2 if any(begins) else 1 if flat and len(run[0]) > 1 else 0
+        codes.append(code)
+    return torch.tensor(codes)
 
 
-def _clip_with(
-    pick=lambda r, c, a: torch.minimum(r * a, c * a),
-    ratio=lambda n, o: (n - o).exp(),
-    total=lambda x, m: x.masked_fill(~m, 0).sum(1).mean(),
-    clamp=lambda r, e: r.clamp(1 - e, 1 + e),
+def _told(
+    moved=lambda x: x.abs() > 1e-6,
+    first=lambda m: m[:, 0, 0],
+    later=lambda m: m[:, :, 0].any(1),
+    still=lambda m: ~m.flatten(1).any(1) & (m.shape[2] > 1),
+    codes=(1, 2, 3),
 ):
-    return lambda n, o, a, mask, e: total(pick((r := ratio(n, o)), clamp(r, e), a), mask)
+    def answer(kl_old):
+        m, (one, two, three) = moved(kl_old), codes
+        return torch.where(first(m), three, torch.where(later(m), two, one * still(m).long()))
+
+    return answer
 
 
-CLIP = Exercise(
-    name="06-clip",
-    draw=_tokens,
-    route=_clipped,
-    differentiate=("log_probs",),
-    constants=("old_log_probs", "advantages"),
-    own=("clipped_surrogate", "clipped_by_hand"),
+WHOSE = Exercise(
+    name="06-whose-kl",
+    draw=_logs,
+    route=_faults,
     mistakes={
-        "the ratio is upside down: new over old": _clip_with(ratio=lambda n, o: (o - n).exp()),
-        "the maximum is taken, not the minimum":
-            _clip_with(lambda r, c, a: torch.maximum(r * a, c * a)),
-        "the minimum is missing: only the clipped ratio is used": _clip_with(lambda r, c, a: c * a),
-        "the clip is missing: this is ratio times advantage": _clip_with(lambda r, c, a: r * a),
-        "multiply by A before the minimum": _clip_with(lambda r, c, a: torch.minimum(r, c) * a),
-        "the exponential is missing: this is the log-ratio": _clip_with(ratio=torch.sub),
-        "the ratio is clipped around 0, not around 1":
-            _clip_with(clamp=lambda r, e: r.clamp(-e, e)),
-        "the log-ratio is clipped, not the ratio":
-            _clip_with(clamp=lambda r, e: r.log().clamp(-e, e).exp()),
-        "the clip holds from above only: clamp at 1 − ε, too":
-            _clip_with(clamp=lambda r, e: r.clamp(max=1 + e)),
-        "the clip holds from below only: clamp at 1 + ε, too":
-            _clip_with(clamp=lambda r, e: r.clamp(min=1 - e)),
-    }
-    | {text: _clip_with(total=total) for text, total in MEANS.items()},
+        "rounding leaves no exact 0: compare with 1e-6": _told(lambda x: x != 0),
+        "one minibatch for each batch: there 0 is right": _told(still=lambda m: ~m.any(2).any(1)),
+        "a batch that taught nothing is no fault: look at all batches":
+            _told(still=lambda m: (~m).all(2).any(1) & (m.shape[2] > 1)),
+        "every batch has to begin at 0, not only the last": _told(later=lambda m: m[:, -1, 0]),
+        "every batch has to begin at 0, not only the second": _told(later=lambda m: m[:, 1, 0]),
+        "only the first minibatch of a batch has to be 0":
+            _told(later=lambda m: m.flatten(1).any(1)),
+        "what is wrong at the very first minibatch is fault 3": _told(codes=(1, 2, 2)),
+        "faults 2 and 3 are swapped": _told(codes=(1, 3, 2)),
+    },
 )  # fmt: skip
 
 
@@ -142,6 +150,8 @@ def _anchors(generator: Generator, k: int) -> dict:
     logits = normal(3, b, t, v, generator=generator)
     named = dict(zip(("logits", "old_logits", "ref_logits"), logits, strict=True))
     tokens = torch.randint(v, (b, t), generator=generator)
+    if k == 2:  # a word that the old policy never says
+        named["old_logits"][0, 0, (tokens[0, 0] + 1) % v] = -math.inf
     prices = {"beta_old": uniform(0.3, 0.6, generator), "beta_ref": uniform(0.7, 1.3, generator)}
     return named | {"tokens": tokens, "advantages": normal(b, t, generator=generator)} | prices
 
@@ -154,7 +164,8 @@ def _anchored(logits, old_logits, ref_logits, tokens, advantages, beta_old, beta
         (p, old, ref), word = (x / x.sum() for x in steps), tokens[i, t]
         total = total + p[word] / old[word] * advantages[i, t].detach()
         for v in range(len(p)):
-            total = total - beta_old * old[v] * torch.log(old[v] / p[v])
+            if old[v] > 0:
+                total = total - beta_old * old[v] * torch.log(old[v] / p[v])
             total = total - beta_ref * p[v] * torch.log(p[v] / ref[v].detach())
     return total / len(tokens)
 
@@ -184,16 +195,14 @@ ANCHORS = Exercise(
     own=("kl_penalty_surrogate", "kl_divergence", "kl_of_log_probs", "masked_kl"),
     mistakes={
         "the old policy stands first in the first KL": _two(lambda x, o, *_: _kl(x, o)),
-        "both KLs are turned round": _two(lambda x, o, *_: _kl(x, o), lambda x, o, f, k: _kl(f, x)),
+        "0 · log 0 counts as 0: the old policy may never say a word":
+            _two(lambda x, o, *_: (o.softmax(-1) * log_ratio(o, x)).sum(-1)),
         "the two prices are swapped": _two(prices=lambda old, ref: (ref, old)),
         "the KL to the old policy is missing": _two(prices=lambda old, ref: (0, ref)),
         "the KL to the reference is missing": _two(prices=lambda old, ref: (old, 0)),
-        "both KLs are missing": _two(prices=lambda old, ref: (0, 0)),
         "the KLs are added; they have to be subtracted": _two(prices=lambda old, ref: (-old, -ref)),
         "the ratio is upside down: new over old": _two(ratio=lambda x, o, k: _k1(o, x, k).exp()),
         "the exponential is missing: this is the log-ratio": _two(ratio=_k1),
-        "the KLs look at the drawn tokens only":
-            _two(lambda x, o, f, k: _k1(o, x, k), lambda x, o, f, k: _k1(x, f, k)),
         "the KL to the old policy looks at the drawn tokens only":
             _two(lambda x, o, f, k: _k1(o, x, k)),
         "the KL to the reference looks at the drawn tokens only: this is k1":
@@ -209,4 +218,4 @@ ANCHORS = Exercise(
     },
 )  # fmt: skip
 
-EXERCISES = [BUG, CLIP, ANCHORS]
+EXERCISES = [LEFT, WHOSE, ANCHORS]
