@@ -111,7 +111,6 @@ NEVER_NEGATIVE = {
     "04-diagnose": [0, 1],
     "04-controller": [0],
     "05-dropped": [0],
-    "05-best-tokens": [1, 2],
     "06-left": [0, 1],
     "06-whose-kl": [0],
     "06b-follow-up": [0],
