@@ -66,6 +66,15 @@ def test_each_statement_of_the_source_is_taught_in_a_section_that_exists():
             assert f"## {number} " in Notebook(NOTEBOOKS / name).text, row
 
 
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_sections_that_it_names_exist(path):
+    named = re.findall(r"[Ss]ections? (\d+)([bc]?)\.(\d+)", Notebook(path).text)
+    for lesson, letter, section in named:
+        for page in NOTEBOOKS.glob(f"{int(lesson):02}{letter}_*"):
+            heading = f"## {lesson}{letter}.{section} "
+            assert heading in Notebook(page).text, heading
+
+
 PAGES = [NOTEBOOKS.parent / "README.md", *NOTEBOOKS.rglob("*.md"), *NOTEBOOKS.rglob("*.ipynb")]
 
 
@@ -73,6 +82,7 @@ PAGES = [NOTEBOOKS.parent / "README.md", *NOTEBOOKS.rglob("*.md"), *NOTEBOOKS.rg
 def test_relative_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".ipynb":
-        text = "".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+        cells = json.loads(text)["cells"]
+        text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     for _, target in LINK.findall(text):
         assert "://" in target or (page.parent / target.split("#")[0]).exists(), target
