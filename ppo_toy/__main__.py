@@ -130,7 +130,8 @@ def _draw(
 
     fig = Figure(figsize=(8.4, 6.2), layout="constrained")
     axes = fig.subplots(2, 2)
-    plots.frontier(frontier.kl, frontier.reward, ax=axes[1, 1])
+    ax = plots.frontier(frontier.kl, frontier.reward, ax=axes[1, 1])
+    ax.set_xlim(right=1.35 * frontier.kl.max())  # room for names
     _, reward, kl = trained
     for k, (beta, best) in enumerate(zip(options.betas, optima, strict=True)):
         of_beta = slice(k * options.seeds, (k + 1) * options.seeds)
