@@ -221,6 +221,7 @@ WRONG_WHICH_BETAS = [
     (with_cost(lambda used, x, q, p, r, b: x / b), "the cost is β times a KL"),
     (with_cost(lambda used, x, q, p, r, b: b * torch.xlogy(p, p / q).sum()), "this is the brake"),
     (with_cost(lambda used, x, q, p, r, b: b * (q.log() + r / b).logsumexp(0)), "this is J*"),
+    (lambda q, p, r, b: which_beta_in_loops(q[p > 0], p[p > 0], r[p > 0], b), "over all words"),
     (lambda *given: which_beta_in_loops(*given)[0], "expected 2 numbers, yours 1 number"),
     (lambda *given: which_beta_in_loops(*given)[::-1], "the value is not right"),
     (with_used(lambda x: x.__round__(1)), "the value is not right"),

@@ -113,13 +113,14 @@ OBJECTIVE = Exercise(
 
 
 def _at_a_top(generator: Generator, k: int) -> dict:
-    """Two words earn the same in case 1; one is never said in case 2; a tiny beta in case 3."""
+    """Two words earn the same in case 1; one should be said and never is in 2; a tiny beta in 3."""
     ref_logits, rewards = normal(2, *sizes(k, 1, low=3), generator=generator)
     used, beta = uniform(0.3, 0.7, generator), uniform(0.9, 1.8, generator)
     if k == 1:
         rewards[1] = rewards[0]
     if k == 2:
-        rewards[0], used = rewards[0] - 80, used / 10
+        rewards, used, beta = (rewards / 10).round(decimals=2), used / 100, beta * 4
+        rewards[0] -= 8
     p = (ref_logits.log_softmax(-1) + rewards / used).softmax(-1)
     beta = 0.001 if k == 3 else beta
     return {"p_ref": ref_logits.softmax(-1), "p": p, "rewards": rewards, "beta": beta}
@@ -175,6 +176,8 @@ WHICH_BETA = Exercise(
             _but(cost=lambda x, q, p, r, beta: beta * _kl(_best(q, r, beta), p.log())),
         "this is the brake, β times the KL to the reference; the cost is J* − J":
             _but(cost=lambda x, q, p, r, beta: beta * _kl(p.log(), q.log())),
+        "a word that is never said counts in J*: Z runs over all words":
+            _but(cost=lambda x, q, p, r, beta: beta * _kl(p.log(), _best(q * (p > 0), r, beta))),
         "this is what the reference misses":
             _but(cost=lambda x, q, p, r, beta: beta * _kl(q.log(), _best(q, r, beta))),
         "this is J*; the cost is J* − J":
