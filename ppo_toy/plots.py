@@ -51,7 +51,7 @@ def panels(columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[An
     Returns:
         The figure and its axes, as `plt.subplots` returns them.
     """
-    shape = {"figsize": (8.4, height), "dpi": 100, "layout": "constrained"}
+    shape = {"figsize": (8.3, height), "dpi": 100, "layout": "constrained"}
     return plt.subplots(ncols=columns, **shape, **options)
 
 

@@ -32,6 +32,7 @@ class Cell:
         self.folded, self.half_folded = all(marks), any(marks) and not all(marks)
         self.hidden = "hide-output" in tags and bool(jupyter.get("outputs_hidden"))
         outputs = raw.get("outputs", [])
+        self.shows = bool(outputs)
         self.printed = "".join("".join(out.get("text", "")) for out in outputs)
         self.figures = [
             out["data"]["image/png"] for out in outputs if "image/png" in out.get("data", {})
@@ -144,7 +145,7 @@ class Notebook:
                 needed = {n for c in self.code[k + 1 :] for n in c.loaded} & cell.stored
                 if needed:
                     yield f"{where} is folded, and later cells need {sorted(needed)}"
-            if cell.hidden != self._after_predict(cell):
+            if cell.hidden != (cell.shows and self._after_predict(cell)):
                 yield f"{where}: outputs are hidden after *Predict*, and nowhere else"
             for figure in cell.figures:
                 width = int.from_bytes(base64.b64decode("".join(figure))[16:20], "big")
