@@ -129,9 +129,7 @@ def gae(
     deltas = (token_rewards + gamma * next_values - values).masked_fill(~mask, 0)
     advantage = torch.zeros_like(deltas[..., 0])
     advantages = []
-    for delta, counts in zip(
-        reversed(deltas.unbind(dim=-1)), reversed(mask.unbind(dim=-1)), strict=True
-    ):
+    for delta, counts in zip(*(x.unbind(dim=-1)[::-1] for x in (deltas, mask)), strict=True):
         advantage = (delta + gamma * lam * advantage).masked_fill(~counts, 0)
         advantages.append(advantage)
     return torch.stack(advantages[::-1], dim=-1)

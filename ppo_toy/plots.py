@@ -11,26 +11,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-COLOURS = {
-    "reward": "#009E73",  # the accelerator
-    "kl": "#D55E00",  # the brake
-    "objective": "#0072B2",
-    "beta": "#CC79A7",
-    "reference": "#7F7F7F",
-    "exact": "#000000",
-}
 _STYLES = {
-    "reward": (0, (5, 1)),
-    "kl": "-.",
-    "objective": "-",
-    "beta": (0, (1, 1)),
-    "reference": (0, (9, 3)),
-    "exact": "--",
+    "reward": ("#009E73", (0, (5, 1))),  # the accelerator
+    "kl": ("#D55E00", "-."),  # the brake
+    "objective": ("#0072B2", "-"),
+    "beta": ("#CC79A7", (0, (1, 1))),
+    "reference": ("#7F7F7F", (0, (9, 3))),
+    "exact": ("#000000", "--"),
 }
+COLOURS = {quantity: colour for quantity, (colour, _) in _STYLES.items()}
 # For `ax.plot(x, y, **LINES["kl"])`; the two thin black ones are no measurements.
 LINES = {
-    quantity: {"color": colour, "ls": _STYLES[quantity], "lw": 1.0 if quantity == "exact" else 1.8}
-    for quantity, colour in COLOURS.items()
+    quantity: {"color": colour, "ls": line, "lw": 1.0 if quantity == "exact" else 1.8}
+    for quantity, (colour, line) in _STYLES.items()
 } | {"target": {"color": "#000000", "ls": ":", "lw": 1.4}}
 LABELS = {
     "reward": "R (reward)",
@@ -135,14 +128,8 @@ def name_level(name: str, level: float, *, ax: Axes) -> Axes:
         level: in the unit of the y axis.
         ax: where to write.
     """
-    ax.annotate(
-        name,
-        (1, level),
-        (4, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center",
-    )
+    units = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    ax.annotate(name, (1, level), (4, 0), va="center", **units)
     return ax
 
 
@@ -227,15 +214,9 @@ def simplex(
     x, y = triangle_xy(grid)
     drawn = ax.tricontourf(x, y, np.asarray(values(grid)), levels=levels, cmap="Blues")
     plt.colorbar(drawn, ax=ax, label=label, shrink=0.8)
-    for name, (cx, cy), below in zip(corners, _CORNERS, (True, True, False), strict=True):
-        ax.annotate(
-            name,
-            (cx, cy),
-            (0, -6 if below else 6),
-            textcoords="offset points",
-            ha="center",
-            va="top" if below else "bottom",
-        )
+    sides = ((-6, "top"), (-6, "top"), (6, "bottom"))
+    for name, corner, (up, va) in zip(corners, _CORNERS, sides, strict=True):
+        ax.annotate(name, corner, (0, up), textcoords="offset points", ha="center", va=va)
     ax.set_aspect("equal")
     ax.axis("off")
     return ax

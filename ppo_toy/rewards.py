@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppo_toy.axes import takes
+from ppo_toy.axes import check_counts, check_range, takes
 from ppo_toy.contract import known, rewards_of
 from ppo_toy.data import Pairs
 from ppo_toy.enumeration import MAX_LOGITS, list_responses
@@ -154,15 +154,8 @@ def train_reward_model(
         ValueError: a number is out of its range, there are no pairs, or a token is not one of the
             model's.
     """
-    for name, number in (
-        ("steps", steps),
-        ("batch_size", batch_size),
-        ("pairs", len(pairs.raters)),
-    ):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be 1 or more")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate is {learning_rate}; it must be positive and finite")
+    check_counts(steps=steps, batch_size=batch_size, pairs=len(pairs.raters))
+    check_range("learning_rate", learning_rate, "G > 0, < inf")
     device = device_of(model)
     prompts, both = pairs.prompts.to(device), torch.stack([pairs.chosen, pairs.rejected]).to(device)
     adam = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)

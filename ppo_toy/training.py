@@ -22,15 +22,7 @@ from ppo_toy.contract import Policy, World, check_learns, check_policies, known
 from ppo_toy.kl_controllers import Controller, adapted, at_first, fixed, for_each_run
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.progress import bar
-from ppo_toy.proximal import (
-    Surrogate,
-    at_rest,
-    check_at_rest,
-    learns,
-    look,
-    moved,
-    surrogates,
-)
+from ppo_toy.proximal import Surrogate, at_rest, check_at_rest, learns, look, moved, surrogates
 from ppo_toy.trajectories import draw_prompts, respond, score
 
 WINDOW = 50  # steps whose mean J is compared with that of as many before them
