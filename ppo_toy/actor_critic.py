@@ -70,14 +70,7 @@ class ActorCritic(nn.Module):
         self.layers = tuple(zip(self.weights, self.biases, strict=True))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns log-probabilities of the actions and values.
-
-        Args:
-            observations: [G, ..., D].
-
-        Returns:
-            [G, ..., A] in nats, and [G, ...].
-        """
+        """Returns log-probabilities [G, ..., A], in nats, and values [G, ...] at [G, ..., D]."""
         lead = observations.shape[:-1]
         x = observations.reshape(1, self.runs, -1, observations.shape[-1])
         x = x.expand(2, -1, -1, -1).flatten(end_dim=1)

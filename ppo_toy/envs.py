@@ -214,7 +214,11 @@ class Driver:
             self._check_finite("reward", reward)
             of_step = (reward.astype(np.float32), terminated, self.resetting)
             columns.append((observation, actions, log_pi, values, *map(self._per_run, of_step)))
-            self._count(reward, terminated | truncated)
+            self.returns += reward
+            self.resetting = terminated | truncated
+            for k in self.resetting.nonzero()[0]:
+                self.finished[k // self.shape[1]].append(self.returns[k])
+            self.returns[self.resetting] = 0
         observations, actions, log_pi, values, rewards, terminated, resetting = (
             torch.stack(column, dim=2) for column in zip(*columns, strict=True)
         )
@@ -237,13 +241,6 @@ class Driver:
 
     def _per_run(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(x)).view(*self.shape, *x.shape[1:])
-
-    def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
-        self.returns += reward
-        for k in done.nonzero()[0]:
-            self.finished[k // self.shape[1]].append(self.returns[k])
-        self.returns[done] = 0
-        self.resetting = done
 
 
 gym.register(id="ppo_toy/TokenBandit-v0", entry_point="ppo_toy.envs:TokenBanditEnv")

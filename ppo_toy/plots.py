@@ -88,13 +88,7 @@ def training_curves(history: Any, *, axes: Sequence[Axes], optimum: Any = None) 
 
 
 def frontier(kl: Any, reward: Any, *, ax: Axes) -> Axes:
-    """Draws the exact reward-KL frontier, dashed: no policy lies above it.
-
-    Args:
-        kl: [K], in nats per response.
-        reward: [K].
-        ax: where to draw.
-    """
+    """Draws the exact reward-KL frontier, [K] points, dashed: no policy lies above it."""
     kl, reward = np.asarray(kl), np.asarray(reward)
     order = np.argsort(kl)
     ax.plot(kl[order], reward[order], **LINES["exact"], label="exact frontier")
@@ -121,25 +115,14 @@ def points(kl: Any, reward: Any, *, ax: Axes, name: str, quantity: str = "object
 
 
 def name_level(name: str, level: float, *, ax: Axes) -> Axes:
-    """Writes a name to the right of the axes, at the height of a level.
-
-    Args:
-        name: what to write.
-        level: in the unit of the y axis.
-        ax: where to write.
-    """
+    """Writes a name to the right of the axes, at the height of a level, in the y axis's unit."""
     units = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     ax.annotate(name, (1, level), (4, 0), va="center", **units)
     return ax
 
 
 def name_line(name: str, *, ax: Axes) -> Axes:
-    """Writes a name at the right end of the line drawn last, in its colour.
-
-    Args:
-        name: what to write.
-        ax: holds the line.
-    """
+    """Writes a name at the right end of the line drawn last, in its colour."""
     line = ax.lines[-1]
     end = (line.get_xdata()[-1], line.get_ydata()[-1])
     ax.annotate(name, end, (4, 0), textcoords="offset points", va="center", color=line.get_color())
@@ -147,13 +130,7 @@ def name_line(name: str, *, ax: Axes) -> Axes:
 
 
 def target(level: float, *, ax: Axes, name: str | None = None) -> Axes:
-    """Draws what is aimed at, or has to be passed, dotted: it is no exact value.
-
-    Args:
-        level: in the unit of the y axis.
-        ax: where to draw.
-        name: written to the right of the axes.
-    """
+    """Draws a level to aim at or to pass, dotted, as it is no exact value; see `name_level`."""
     ax.axhline(level, **LINES["target"])
     return ax if name is None else name_level(name, level, ax=ax)
 

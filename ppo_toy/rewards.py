@@ -65,11 +65,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     def from_policy(cls, policy: TinyGPT, world: Any) -> "RewardModel":
-        """Returns a model that begins with what a pretrained policy knows of the language.
-
-        Raises:
-            ValueError: as for the class.
-        """
+        """Returns a model that begins with what a pretrained policy knows of the language."""
         config = replace(policy.config, value_head=True)
         dtype = policy.head.weight.dtype
         trunk = TinyGPT(config, generator=torch.Generator(), dtype=dtype).to(device_of(policy))
@@ -81,12 +77,7 @@ class RewardModel(nn.Module):
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Returns R of each response, [B], in reward, on the device of the responses.
 
-        Args:
-            prompts: [B, P] tokens.
-            responses: [B, T] tokens; what stands after the end token may be anything.
-
-        Raises:
-            ValueError: as for `TinyGPT`.
+        What stands after an end token may be anything. Errors are those of `TinyGPT`.
         """
         asked_from, device = responses.device, device_of(self)
         prompts, responses = prompts.to(device), responses.to(device)

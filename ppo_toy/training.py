@@ -117,9 +117,13 @@ def train(
     schedule = Schedule() if schedule is None else schedule
     world = _entered(policy, reference, world)
     check_generator(generator)
-    _check_settings(
-        how, schedule, controller, learning_rate, steps=steps, batch_size=batch_size, epochs=epochs
-    )
+    check_is("surrogate", how, Surrogate)
+    check_is("schedule", schedule, Schedule)
+    check_is("controller", controller, Callable)
+    check_counts(steps=steps, batch_size=batch_size, epochs=epochs)
+    check_range("learning_rate", learning_rate, "G > 0, < inf")
+    if epochs == 1 and how.controller_old is not fixed:
+        raise ValueError("controller_old has nothing to go by: kl_old is measured if epochs > 1")
     beta = at_first("beta", beta, controller, policy)
     beta_old = at_first("beta_old", how.beta_old, how.controller_old, policy)
     how = replace(how, clip=for_each_run("clip", how.clip, policy, "G > 0"))
@@ -184,18 +188,6 @@ def _history(rows: list[tuple[Tensor, ...]], runs: torch.Size) -> History:
     if not rows:
         return History(*[torch.zeros(0, *runs, dtype=torch.float64)] * len(fields(History)))
     return History(*(torch.stack(c).double().cpu() for c in zip(*rows, strict=True)))
-
-
-def _check_settings(
-    how: Surrogate, schedule: Schedule, controller: Controller, learning_rate: float, **counts: int
-) -> None:
-    check_is("surrogate", how, Surrogate)
-    check_is("schedule", schedule, Schedule)
-    check_is("controller", controller, Callable)
-    check_counts(**counts)
-    check_range("learning_rate", learning_rate, "G > 0, < inf")
-    if counts["epochs"] == 1 and how.controller_old is not fixed:
-        raise ValueError("controller_old has nothing to go by: kl_old is measured if epochs > 1")
 
 
 def _entered(policy: nn.Module, reference: Policy, world: Any) -> World:
