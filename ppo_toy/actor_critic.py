@@ -163,8 +163,9 @@ def train_on(
         rollout = driver.roll_out(model, length, generator)
         advantages = gae(rollout.rewards, rollout.values, rollout.mask, gamma=gamma, lam=lam,
             next_values=rollout.next_values)  # fmt: skip
+        batch = (rollout, advantages, whiten(advantages, rollout.mask))
         for _ in range(epochs):
-            check_learns(loss := _loss(model, rollout, advantages, clip * left, beta))
+            check_learns(loss := _loss(model, batch, clip * left, beta))
             gradients = torch.autograd.grad(loss.sum(), parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -179,15 +180,14 @@ def train_on(
     return Curve(steps_so_far, *np.array(rows).transpose(1, 0, 2))
 
 
-def _loss(
-    model: ActorCritic, rollout: Rollout, advantages: Tensor, clip: float, beta: Tensor
-) -> Tensor:
+def _loss(model: ActorCritic, batch: tuple, clip: float, beta: Tensor) -> Tensor:
     """To be minimised, one for each run: value loss less surrogate, means over the steps."""
+    rollout, advantages, whitened = batch
     log_pi, values = model(rollout.observations)
     index, mask = rollout.actions.unsqueeze(-1), rollout.mask
     log_probs, old_log_probs = (x.gather(-1, index).squeeze(-1) for x in (log_pi, rollout.log_pi))
     # Whitened advantages are 0 where masked, so that a masked step adds nothing.
-    ratios = (log_probs, old_log_probs, whiten(advantages, mask))
+    ratios = (log_probs, old_log_probs, whitened)
     if beta.any():
         gain = kl_penalty_surrogate(*ratios, masked_kl(rollout.log_pi, log_pi, mask), beta)
     else:

@@ -13,7 +13,7 @@ model is another one.
 import copy
 import math
 import sys
-from typing import TypeVar
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -51,7 +51,6 @@ REFERENCE, REWARD_MODEL, RUNS = "reference.npz", "reward_model.npz", "rlhf_runs.
 COMMAND = "python -m ppo_toy.recipes"
 COLUMNS = ["beta", "seed", "objective", "reward", "kl", "share"]
 DOUBLE = torch.float64
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def reference_policy(seed: int = 0, *, dtype: torch.dtype | None = None) -> TinyGPT:
@@ -184,7 +183,7 @@ def _write(name: str, model: nn.Module) -> None:
     np.savez(folder() / name, **weights)
 
 
-def _read(name: str, model: Model) -> Model:
+def _read(name: str, model: nn.Module) -> Any:
     """Returns the model with the weights of the file, frozen."""
     file = folder() / name
     hint = f"; to make it again: {COMMAND} {name}"
