@@ -57,13 +57,11 @@ class ActorCritic(nn.Module):
         widths = [n_observations, hidden, hidden, n_actions]
         # A small last layer of the actor starts every policy close to uniform.
         gains = [(math.sqrt(2), math.sqrt(2)), (math.sqrt(2), math.sqrt(2)), (0.01, 1.0)]
-        self.weights = nn.ParameterList()
-        self.biases = nn.ParameterList()
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for fan_in, fan_out, (actor, critic) in zip(widths[:-1], widths[1:], gains, strict=True):
             weights = torch.empty(2 * runs, fan_in, fan_out)
             for k, weight in enumerate(weights):
-                gain = actor if k < runs else critic
-                nn.init.orthogonal_(weight, gain, generator=generator)
+                nn.init.orthogonal_(weight, actor if k < runs else critic, generator=generator)
             self.weights.append(nn.Parameter(weights))
             self.biases.append(nn.Parameter(torch.zeros(2 * runs, 1, fan_out)))
         # A ParameterList looks its entries up by name; these tuples are read at every step.

@@ -150,25 +150,15 @@ def make_vector(env_id: str, n: int) -> gym.vector.VectorEnv:
 
 
 class Rollout(NamedTuple):
-    """What N environments of each run did in T steps.
+    """What N environments of each run did in T steps, [G, N, T] in each column."""
 
-    Attributes:
-        observations: before each step, [G, N, T, D].
-        actions: [G, N, T].
-        log_pi: log-probabilities of all actions under the policy that acted, [G, N, T, A].
-        values: [G, N, T].
-        next_values: of the state after each step, 0 where it is terminal, [G, N, T].
-        rewards: [G, N, T].
-        mask: False where an environment was only being reset, [G, N, T].
-    """
-
-    observations: Tensor
+    observations: Tensor  # before each step, [G, N, T, D]
     actions: Tensor
-    log_pi: Tensor
+    log_pi: Tensor  # log-probabilities of all actions under the policy that acted, [G, N, T, A]
     values: Tensor
-    next_values: Tensor
+    next_values: Tensor  # of the state after each step, 0 where it is terminal
     rewards: Tensor
-    mask: Tensor
+    mask: Tensor  # False where an environment was only being reset
 
 
 class Driver:

@@ -34,15 +34,9 @@ LABELS = {
 
 
 def panels(columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
-    """Makes a figure as wide as a notebook's column, 850 pixels, so that no text shrinks.
+    """Returns a figure as wide as a notebook's column, 850 pixels, and its axes side by side.
 
-    Args:
-        columns: axes beside each other.
-        height: in inches.
-        options: for `plt.subplots`, such as `nrows` or `sharey`.
-
-    Returns:
-        The figure and its axes, as `plt.subplots` returns them.
+    So no text shrinks. `height` is in inches; `options` are for `plt.subplots`, as `sharey` is.
     """
     shape = {"figsize": (8.4, height), "dpi": 100, "layout": "constrained"}
     return plt.subplots(ncols=columns, **shape, **options)
@@ -74,12 +68,9 @@ def curve(
 
 
 def training_curves(history: Any, *, axes: Sequence[Axes], optimum: Any = None) -> Sequence[Axes]:
-    """Draws J, R and KL of a training history on three axes, each with its exact optimum.
+    """Draws `objective`, `reward` and `kl` of a history on three axes, dashed those of an optimum.
 
-    Args:
-        history: has `objective`, `reward` and `kl`, each [steps] or [steps, runs].
-        axes: three axes.
-        optimum: has the same three as numbers; None draws no dashed line.
+    Of the history they are [steps] or [steps, runs] each, of the optimum numbers.
     """
     for ax, quantity in zip(axes, ("objective", "reward", "kl"), strict=True):
         exact = None if optimum is None else getattr(optimum, quantity)

@@ -71,7 +71,7 @@ class TabularPolicy(nn.Module):
     def random(
         cls, world: Any, *, generator: torch.Generator, scale: float = 1.0
     ) -> "TabularPolicy":
-        """Returns a policy with normally distributed logits of standard deviation `scale`."""
+        """Returns a policy with normal logits of mean 0 and standard deviation `scale`, in nats."""
         size = cls(world).logits.shape
         return cls(world, scale * torch.randn(size, generator=generator, dtype=torch.float64))
 

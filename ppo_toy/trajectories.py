@@ -179,8 +179,7 @@ def step_log_probs(
     Raises:
         ValueError: the policy's answer has the wrong shape, or not `n_tokens` tokens if given.
     """
-    before_the_last = trajectories.tokens[..., :-1]
-    logits = policy(trajectories.prompts, before_the_last)
+    logits = policy(trajectories.prompts, trajectories.tokens[..., :-1])
     check_logits(name, logits, trajectories.mask.shape[-2:], n_tokens)
     return logits.log_softmax(dim=-1)
 
@@ -232,7 +231,5 @@ def score(world: Any, trajectories: Trajectories) -> Tensor:
     Raises:
         ValueError: a reward is not finite (the response is named), or there is not one for each.
     """
-    lead = trajectories.responses.shape[:-1]
-    prompts = trajectories.prompts.flatten(end_dim=-2)
-    responses = trajectories.responses.flatten(end_dim=-2)
-    return rewards_of(world, prompts, responses).unflatten(0, lead)
+    each = (x.flatten(end_dim=-2) for x in (trajectories.prompts, trajectories.responses))
+    return rewards_of(world, *each).unflatten(0, trajectories.responses.shape[:-1])

@@ -128,13 +128,8 @@ class TokenSequence:
                 responses = responses.masked_fill(ended, end_token)
             return table.to(responses.device)[(prompts[:, 0], *responses.unbind(dim=1))]
 
-        return cls(
-            vocabulary=_checked_vocabulary(vocabulary, steps[0]),
-            response_length=len(steps),
-            reward=look_up,
-            end_token=end_token,
-            prompts=torch.arange(n_prompts).unsqueeze(1),
-        )
+        words = _checked_vocabulary(vocabulary, steps[0])
+        return cls(words, len(steps), look_up, end_token, torch.arange(n_prompts).unsqueeze(1))
 
     @classmethod
     def brackets(cls) -> "TokenSequence":
