@@ -11,6 +11,7 @@ whitened, and the norm of a gradient is limited. (Step size and clip shrink in t
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,8 @@ from ppo_toy.advantages import gae, whiten
 from ppo_toy.axes import check_counts, check_generator, check_range
 from ppo_toy.contract import check_env, check_learns
 from ppo_toy.envs import Driver, Rollout
-from ppo_toy.kl import kl_of_log_probs
-from ppo_toy.kl_controllers import double_or_halve
+from ppo_toy.kl import masked_kl
+from ppo_toy.kl_controllers import adapted, double_or_halve, fixed
 from ppo_toy.objectives import clipped_surrogate, kl_penalty_surrogate, value_loss
 from ppo_toy.progress import bar
 
@@ -56,27 +57,18 @@ class ActorCritic(nn.Module):
         widths = [n_observations, hidden, hidden, n_actions]
         # A small last layer of the actor starts every policy close to uniform.
         gains = [(math.sqrt(2), math.sqrt(2)), (math.sqrt(2), math.sqrt(2)), (0.01, 1.0)]
-        self.weights = nn.ParameterList()
-        self.biases = nn.ParameterList()
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for fan_in, fan_out, (actor, critic) in zip(widths[:-1], widths[1:], gains, strict=True):
             weights = torch.empty(2 * runs, fan_in, fan_out)
             for k, weight in enumerate(weights):
-                gain = actor if k < runs else critic
-                nn.init.orthogonal_(weight, gain, generator=generator)
+                nn.init.orthogonal_(weight, actor if k < runs else critic, generator=generator)
             self.weights.append(nn.Parameter(weights))
             self.biases.append(nn.Parameter(torch.zeros(2 * runs, 1, fan_out)))
         # A ParameterList looks its entries up by name; these tuples are read at every step.
         self.layers = tuple(zip(self.weights, self.biases, strict=True))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns log-probabilities of the actions and values.
-
-        Args:
-            observations: [G, ..., D].
-
-        Returns:
-            [G, ..., A] in nats, and [G, ...].
-        """
+        """Returns log-probabilities [G, ..., A], in nats, and values [G, ...] at [G, ..., D]."""
         lead = observations.shape[:-1]
         x = observations.reshape(1, self.runs, -1, observations.shape[-1])
         x = x.expand(2, -1, -1, -1).flatten(end_dim=1)
@@ -160,13 +152,16 @@ def train_on(
         raise ValueError(f"steps is {steps}; one rollout has {per_rollout}")
     parameters = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=1e-5, fused=True)
+    controller = fixed if kl_target is None else partial(double_or_halve, kl_target=kl_target)
     driver = Driver(env, runs=model.runs, seed=seed)
     beta, rows = torch.full((model.runs,), float(beta_old)), []
     for k in bar(range(steps // per_rollout), "training"):
         left = 1 - k * per_rollout / steps
         adam.param_groups[0]["lr"] = learning_rate * left
         rollout = driver.roll_out(model, length, generator)
-        batch = _batch(rollout, gamma, lam)
+        advantages = gae(rollout.rewards, rollout.values, rollout.mask, gamma=gamma, lam=lam,
+            next_values=rollout.next_values)  # fmt: skip
+        batch = (rollout, advantages, whiten(advantages, rollout.mask))
         for _ in range(epochs):
             check_learns(loss := _loss(model, batch, clip * left, beta))
             gradients = torch.autograd.grad(loss.sum(), parameters)
@@ -178,59 +173,26 @@ def train_on(
         if not kl_old.isfinite().all():
             raise ValueError(f"KL(old || new) is {kl_old.tolist()} in rollout {k}: no numbers")
         rows.append((driver.mean_returns(), kl_old.tolist(), beta.tolist()))
-        if kl_target is not None:
-            pairs = zip(beta.tolist(), kl_old.tolist(), strict=True)
-            beta = torch.tensor([double_or_halve(*pair, kl_target=kl_target) for pair in pairs])
+        beta = adapted("beta_old", controller, beta, kl_old)
     steps_so_far = per_rollout * np.arange(1, len(rows) + 1)
     return Curve(steps_so_far, *np.array(rows).transpose(1, 0, 2))
 
 
-class Batch(NamedTuple):
-    """What the epochs on one rollout have in common; shapes and units as in Rollout.
-
-    `whitened` is 0 where masked, so that a masked step adds nothing to the surrogate. `weights`
-    [G, N] make sums over N and T the mean over the steps of a run that count.
-    """
-
-    observations: Tensor
-    index: Tensor
-    log_pi: Tensor
-    old_log_probs: Tensor
-    whitened: Tensor
-    returns: Tensor
-    mask: Tensor
-    weights: Tensor
-
-
-def _batch(rollout: Rollout, gamma: float, lam: float) -> Batch:
-    advantages = gae(rollout.rewards, rollout.values, rollout.mask, gamma=gamma, lam=lam,
-        next_values=rollout.next_values)  # fmt: skip
-    index = rollout.actions.unsqueeze(-1)
-    counted = rollout.mask.sum(dim=(1, 2)).unsqueeze(1)
-    return Batch(
-        rollout.observations,
-        index,
-        rollout.log_pi,
-        old_log_probs=rollout.log_pi.gather(-1, index).squeeze(-1),
-        whitened=whiten(advantages, rollout.mask),
-        returns=advantages + rollout.values,
-        mask=rollout.mask,
-        weights=(1 / counted).expand(rollout.mask.shape[:-1]),
-    )
-
-
-def _loss(model: ActorCritic, batch: Batch, clip: float, beta: Tensor) -> Tensor:
+def _loss(model: ActorCritic, batch: tuple, clip: float, beta: Tensor) -> Tensor:
     """To be minimised, one for each run: value loss less surrogate, means over the steps."""
-    log_pi, values = model(batch.observations)
-    log_probs = log_pi.gather(-1, batch.index).squeeze(-1)
-    ratios = (log_probs, batch.old_log_probs, batch.whitened)
+    rollout, advantages, whitened = batch
+    log_pi, values = model(rollout.observations)
+    index, mask = rollout.actions.unsqueeze(-1), rollout.mask
+    log_probs, old_log_probs = (x.gather(-1, index).squeeze(-1) for x in (log_pi, rollout.log_pi))
+    # Whitened advantages are 0 where masked, so that a masked step adds nothing.
+    ratios = (log_probs, old_log_probs, whitened)
     if beta.any():
-        kl_old = kl_of_log_probs(batch.log_pi, log_pi).masked_fill(~batch.mask, 0)
-        gain = kl_penalty_surrogate(*ratios, kl_old, beta)
+        gain = kl_penalty_surrogate(*ratios, masked_kl(rollout.log_pi, log_pi, mask), beta)
     else:
         gain = clipped_surrogate(*ratios, clip=clip)
-    objective = (batch.weights * gain.sum(dim=-1)).sum(dim=-1)
-    return value_loss(values, batch.returns, batch.mask, batch.weights) - objective
+    weights = (1 / mask.sum(dim=(1, 2))).unsqueeze(1).expand(mask.shape[:-1])
+    objective = (weights * gain.sum(dim=-1)).sum(dim=-1)
+    return value_loss(values, advantages + rollout.values, mask, weights) - objective
 
 
 def _limit_norms(gradients: Sequence[Tensor], runs: int, max_norm: float) -> None:
@@ -246,5 +208,5 @@ def _limit_norms(gradients: Sequence[Tensor], runs: int, max_norm: float) -> Non
 @torch.no_grad()
 def _kl_old(model: ActorCritic, rollout: Rollout) -> Tensor:
     log_pi, _ = model(rollout.observations)
-    kl = kl_of_log_probs(rollout.log_pi, log_pi).masked_fill(~rollout.mask, 0)
+    kl = masked_kl(rollout.log_pi, log_pi, rollout.mask)
     return kl.sum(dim=(1, 2)) / rollout.mask.sum(dim=(1, 2))

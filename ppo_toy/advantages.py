@@ -1,8 +1,8 @@
 """How much better a token was than expected: returns, baselines, GAE, whitening.
 
 Shapes: B trajectories, T tokens; `mask` [B, T] is True where a token counts. Any leading axis of
-runs goes before B. Everything returned is 0 where the mask is False. Shapes that do not fit and a
-negative `beta` are a ValueError that names them.
+runs goes before B. Everything returned is [B, T], in reward if it is not whitened, and 0 where the
+mask is False. Shapes that do not fit and a negative `beta` are a ValueError that names them.
 """
 
 import torch
@@ -25,9 +25,6 @@ def reward_to_go(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tensor
         kl: KL(policy || reference) at each step, 0 where masked, [B, T], in nats.
         beta: coefficient of the KL, reward per nat; one for each run if there are runs.
         mask: [B, T].
-
-    Returns:
-        [B, T], in reward.
 
     Source: Yao et al. (2026), arXiv 2601.10201, whose future-KL return this is, with the exact
     KL of a step in place of the sampled log-ratio.
@@ -52,9 +49,6 @@ def token_rewards(rewards: Tensor, kl: Tensor, beta: float | Tensor, mask: Tenso
         kl: KL(policy || reference) at each step or an estimate of it, [B, T], in nats.
         beta: coefficient of the KL, reward per nat; one for each run if there are runs.
         mask: [B, T], True from the first token to the last.
-
-    Returns:
-        [B, T], in reward.
     """
     is_last = mask & ~torch.cat([mask[..., 1:], torch.zeros_like(mask[..., :1])], dim=-1)
     return (is_last * rewards.unsqueeze(-1) - charge(beta, kl, axes=2)).masked_fill(~mask, 0)
@@ -72,9 +66,6 @@ def leave_one_out(returns: Tensor, mask: Tensor) -> Tensor:
     Args:
         returns: [B, T], in reward.
         mask: [B, T].
-
-    Returns:
-        [B, T], in reward.
 
     Source: Kool, van Hoof and Welling (2019), Buy 4 REINFORCE Samples, Get a Baseline for Free!
     """
@@ -112,9 +103,6 @@ def gae(
         lam: 0 for the one-step error, 1 for the whole return less the value.
         next_values: V of the state after each token, [B, T], 0 where it is terminal.
 
-    Returns:
-        [B, T], in reward.
-
     Raises:
         ValueError: `gamma` or `lam` is outside [0, 1].
 
@@ -129,9 +117,7 @@ def gae(
     deltas = (token_rewards + gamma * next_values - values).masked_fill(~mask, 0)
     advantage = torch.zeros_like(deltas[..., 0])
     advantages = []
-    for delta, counts in zip(
-        reversed(deltas.unbind(dim=-1)), reversed(mask.unbind(dim=-1)), strict=True
-    ):
+    for delta, counts in zip(*(x.unbind(dim=-1)[::-1] for x in (deltas, mask)), strict=True):
         advantage = (delta + gamma * lam * advantage).masked_fill(~counts, 0)
         advantages.append(advantage)
     return torch.stack(advantages[::-1], dim=-1)
@@ -148,9 +134,6 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     Args:
         x: [B, T].
         mask: [B, T].
-
-    Returns:
-        [B, T], without unit.
 
     Raises:
         ValueError: the mask leaves nothing in.

@@ -32,11 +32,7 @@ class World(NamedTuple):
 
 
 def known(world: Any) -> World:
-    """Returns what a world consists of; prompts may be a list, and weights are filled in.
-
-    Raises:
-        ValueError: something is missing or out of its range; the message names it.
-    """
+    """What a world consists of, prompts as a tensor and with weights; a ValueError names faults."""
     if isinstance(world, World):
         return world
     if isinstance(world, type):
@@ -45,8 +41,7 @@ def known(world: Any) -> World:
         if not hasattr(world, name):
             raise ValueError(f"the world, a {type(world).__name__}, has no {name}")
     words, length, end = world.vocabulary, world.response_length, world.end_token
-    if not isinstance(words, list) or not 1 < len(words) == len(set(words)):
-        check_vocabulary(words)
+    check_vocabulary(words)
     if not isinstance(length, Integral) or length < 1:
         raise ValueError(f"response_length is {length!r}; it must be an integer, 1 or more")
     if end is not None and not (isinstance(end, Integral) and 0 <= end < len(words)):
@@ -66,14 +61,7 @@ def check_vocabulary(vocabulary: Any, n_tokens: int | None = None) -> None:
 
 
 def table_of(prompts: Any) -> Tensor:
-    """Returns prompts as a tensor of integer tokens, [n, P]; a list of lists becomes one.
-
-    Raises:
-        ValueError: they have another shape or type.
-    """
-    if isinstance(prompts, Tensor) and prompts.dtype == torch.long and prompts.dim() == 2:
-        if prompts.numel():
-            return prompts
+    """Prompts as a tensor of integer tokens, [n, P]; a ValueError for other shapes and types."""
     try:
         table = torch.as_tensor(prompts)
     except (TypeError, ValueError, RuntimeError):
@@ -90,8 +78,7 @@ def table_of(prompts: Any) -> Tensor:
 def prompt_weights(world: Any) -> Tensor:
     """Probability of each prompt, [n], double precision: uniform unless the world says otherwise.
 
-    Raises:
-        ValueError: the world's weights are negative, do not sum to 1, or are not one a prompt.
+    Weights that are negative, do not sum to 1 or are not one a prompt are a ValueError.
     """
     n = len(world.prompts)
     weights = getattr(world, "prompt_weights", None)
@@ -106,9 +93,7 @@ def prompt_weights(world: Any) -> Tensor:
 def rewards_of(world: Any, prompts: Tensor, responses: Tensor) -> Tensor:
     """R of each response, [B], without gradient; what is true or false counts 1 or 0.
 
-    Raises:
-        ValueError: a reward is not finite (the response is named), there is not one for each, or
-            the world has no such function.
+    A ValueError names what is no function, no real number for each, or not finite, and for whom.
     """
     if not callable(reward := getattr(world, "reward", None)):
         raise ValueError(
@@ -137,23 +122,11 @@ def rewards_of(world: Any, prompts: Tensor, responses: Tensor) -> Tensor:
 
 
 def check_logits(name: str, logits: Any, rows: Sequence[int], n_tokens: int | None = None) -> None:
-    """Raises a ValueError unless a policy's answer is logits [*rows, V], or [G, *rows, V].
-
-    Args:
-        name: of the policy, for the message.
-        logits: the answer.
-        rows: its axes before V.
-        n_tokens: V, where the world is known.
-    """
-    floats = isinstance(logits, Tensor) and logits.is_floating_point()
-    if floats and logits.shape == (*rows, n_tokens):
-        return
-    if not floats:
+    """Raises a ValueError unless a policy's answer is logits [*rows, V], or [G, *rows, V]."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the {name} gave {kind}; logits are due, a tensor of floats")
-    if logits.dim() not in (len(rows) + 1, len(rows) + 2) or logits.shape[
-        -1 - len(rows) : -1
-    ] != torch.Size(rows):
+    if tuple(rows) not in (logits.shape[:-1], logits.shape[1:-1]):
         due = ", ".join(map(str, rows))
         raise ValueError(f"the {name} gave logits {tuple(logits.shape)}; [{due}, V] was due")
     if n_tokens not in (None, logits.shape[-1]):
@@ -163,24 +136,20 @@ def check_logits(name: str, logits: Any, rows: Sequence[int], n_tokens: int | No
 def check_policies(world: World, **policies: Policy) -> list[Tensor]:
     """Asks each policy, given by name, about the world's first prompt, twice in one batch.
 
-    Returns:
-        Their answers.
-
-    Raises:
-        ValueError: the answer has a wrong shape or another vocabulary, or there are two of them.
+    Returns their answers; one of a wrong shape or another vocabulary, or two of them, is a
+    ValueError.
     """
     answers = []
     for name, policy in policies.items():
         check_still(name, policy)
-        device = device_of(policy)
-        prompts = world.prompts[:1].repeat(2, 1).to(device)
+        prompts = world.prompts[:1].repeat(2, 1).to(device_of(policy))
         tokens = prompts.new_zeros(2, min(world.response_length - 1, 1))
         logits = policy(prompts, tokens)
         check_logits(name, logits, (2, tokens.shape[1] + 1), len(world.vocabulary))
-        if tuple(logits.shape[:-3]) != getattr(policy, "runs", ()):
-            axes = f"{list(logits.shape[:-3])} before [B, t + 1, V]"
+        before, runs = logits.shape[:-3], getattr(policy, "runs", ())
+        if before != runs:
             raise ValueError(
-                f"the {name} gave {axes}; its `runs` says {getattr(policy, 'runs', ())}"
+                f"the {name} gave {list(before)} before [B, t + 1, V]; its `runs` says {runs}"
             )
         one, other = logits.detach().unbind(dim=-3)
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True):
@@ -208,13 +177,7 @@ def check_learns(answer: Tensor) -> None:
 
 
 def check_env(env: Any, *, runs: int, sizes: tuple[int, int]) -> None:
-    """Raises a ValueError unless a model fits a vector environment.
-
-    Args:
-        env: the environment.
-        runs: of the model, G, which share out the copies of the environment.
-        sizes: D, numbers in an observation of the model, and A, its actions.
-    """
+    """Raises a ValueError unless G runs of a model of sizes (D, A) fit a vector environment."""
     if not hasattr(env, "num_envs"):
         raise ValueError(f"{env} is not a vector environment; envs.make_vector makes one")
     if str(env.metadata.get("autoreset_mode")) != "AutoresetMode.NEXT_STEP":

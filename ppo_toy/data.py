@@ -136,7 +136,8 @@ def make_ratings() -> str:
     (path,) = (file.locate() for file in found[0].files if file.name == name)
     lines = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
     scores = {line[0]: json.loads(line[3]) for line in lines if line[0] in reviews.ADJECTIVES}
-    return _text("ratings.tsv", [[word, *scores[word]] for word in reviews.ADJECTIVES])
+    rows = [[word, *scores[word]] for word in reviews.ADJECTIVES]
+    return table_text(COLUMNS["ratings.tsv"], rows)
 
 
 def make_corpus() -> str:
@@ -144,9 +145,8 @@ def make_corpus() -> str:
     generator = torch.Generator().manual_seed(SEEDS["corpus.tsv"])
     prompts = reviews.PROMPTS[_draw_integers(len(reviews.PROMPTS), N_ROWS["corpus.tsv"], generator)]
     responses = _draw_responses(prompts, generator)
-    return _text(
-        "corpus.tsv", [map(reviews.decode, row) for row in zip(prompts, responses, strict=True)]
-    )
+    rows = (map(reviews.decode, row) for row in zip(prompts, responses, strict=True))
+    return table_text(COLUMNS["corpus.tsv"], rows)
 
 
 def make_preferences() -> str:
@@ -165,7 +165,7 @@ def make_preferences() -> str:
     for i in (margins.abs() > TIE).nonzero().flatten()[:n].tolist():
         chosen, rejected = (one[i], other[i]) if margins[i] > 0 else (other[i], one[i])
         rows.append([*map(reviews.decode, (prompts[i], chosen, rejected)), raters[i].item()])
-    return _text("preferences.tsv", rows)
+    return table_text(COLUMNS["preferences.tsv"], rows)
 
 
 MAKERS = {
@@ -210,10 +210,6 @@ def _draw_integers(high: int, n: int, generator: torch.Generator) -> Tensor:
 
 def _uniforms(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(size, generator=generator, dtype=torch.float64)
-
-
-def _text(name: str, rows: Any) -> str:
-    return table_text(COLUMNS[name], rows)
 
 
 def _read(name: str, path: str | Path | None, parse: Callable[..., Any]) -> list:

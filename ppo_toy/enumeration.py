@@ -25,7 +25,10 @@ def list_responses(world: Any) -> tuple[Tensor, Tensor]:
     """
     world = known(world)
     n_tokens, length, end = len(world.vocabulary), world.response_length, world.end_token
-    count = len(world.prompts) * _n_responses(n_tokens, length, end is not None)
+    count, others = n_tokens**length, n_tokens - 1
+    if end is not None:  # 1 + (V - 1) + ... + (V - 1)^T: those that end at each token, or never
+        count = (others ** (length + 1) - 1) // (others - 1) if others > 1 else length + 1
+    count *= len(world.prompts)
     if count > MAX_RESPONSES or count * length * n_tokens > MAX_LOGITS:
         size = f"{count:,}" if count < 10**15 else f"about 10^{math.log10(count):.0f}"
         raise ValueError(
@@ -53,12 +56,3 @@ def _listed(n_tokens: int, length: int, end: int | None) -> tuple[Tensor, Tensor
         mask = torch.cat([mask[parent], going[parent].unsqueeze(1)], dim=1)
         going = going[parent] if end is None else going[parent] & (token != end)
     return responses, mask
-
-
-def _n_responses(n_tokens: int, length: int, can_end: bool) -> int:
-    if not can_end:
-        return n_tokens**length
-    # 1 + (V - 1) + ... + (V - 1)^T: those that end at each token, and those that never do.
-    if n_tokens == 2:
-        return length + 1
-    return ((n_tokens - 1) ** (length + 1) - 1) // (n_tokens - 2)

@@ -150,25 +150,15 @@ def make_vector(env_id: str, n: int) -> gym.vector.VectorEnv:
 
 
 class Rollout(NamedTuple):
-    """What N environments of each run did in T steps.
+    """What N environments of each run did in T steps, [G, N, T] in each column."""
 
-    Attributes:
-        observations: before each step, [G, N, T, D].
-        actions: [G, N, T].
-        log_pi: log-probabilities of all actions under the policy that acted, [G, N, T, A].
-        values: [G, N, T].
-        next_values: of the state after each step, 0 where it is terminal, [G, N, T].
-        rewards: [G, N, T].
-        mask: False where an environment was only being reset, [G, N, T].
-    """
-
-    observations: Tensor
+    observations: Tensor  # before each step, [G, N, T, D]
     actions: Tensor
-    log_pi: Tensor
+    log_pi: Tensor  # log-probabilities of all actions under the policy that acted, [G, N, T, A]
     values: Tensor
-    next_values: Tensor
+    next_values: Tensor  # of the state after each step, 0 where it is terminal
     rewards: Tensor
-    mask: Tensor
+    mask: Tensor  # False where an environment was only being reset
 
 
 class Driver:
@@ -214,7 +204,11 @@ class Driver:
             self._check_finite("reward", reward)
             of_step = (reward.astype(np.float32), terminated, self.resetting)
             columns.append((observation, actions, log_pi, values, *map(self._per_run, of_step)))
-            self._count(reward, terminated | truncated)
+            self.returns += reward
+            self.resetting = terminated | truncated
+            for k in self.resetting.nonzero()[0]:
+                self.finished[k // self.shape[1]].append(self.returns[k])
+            self.returns[self.resetting] = 0
         observations, actions, log_pi, values, rewards, terminated, resetting = (
             torch.stack(column, dim=2) for column in zip(*columns, strict=True)
         )
@@ -237,13 +231,6 @@ class Driver:
 
     def _per_run(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(x)).view(*self.shape, *x.shape[1:])
-
-    def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
-        self.returns += reward
-        for k in done.nonzero()[0]:
-            self.finished[k // self.shape[1]].append(self.returns[k])
-        self.returns[done] = 0
-        self.resetting = done
 
 
 gym.register(id="ppo_toy/TokenBandit-v0", entry_point="ppo_toy.envs:TokenBanditEnv")

@@ -160,11 +160,10 @@ def values(policy: Policy, reference: Policy, world: Any, beta: float) -> Tensor
     to_go = reward_to_go(score(world, batch), kl, beta, batch.mask) - charge(beta, kl, axes=2)
     state = TabularPolicy(world).to(kl.device).rows(batch.prompts, batch.tokens)[:, :-1]
     weights = batch.weights.unsqueeze(1) * batch.mask
-    of_state = torch.zeros(2, int(state.max()) + 1, dtype=weights.dtype, device=kl.device)
-    of_state[0].index_add_(0, state.flatten(), weights.flatten())
     worth = torch.where(weights > 0, weights * to_go, 0)
-    of_state[1].index_add_(0, state.flatten(), worth.flatten())
-    return (of_state[1] / of_state[0])[state].nan_to_num(0).masked_fill(~batch.mask, 0)
+    sums = weights.new_zeros(2, int(state.max()) + 1)
+    sums.index_add_(1, state.flatten(), torch.stack([weights, worth]).flatten(start_dim=1))
+    return (sums[1] / sums[0])[state].nan_to_num(0).masked_fill(~batch.mask, 0)
 
 
 @torch.no_grad()
@@ -186,8 +185,7 @@ def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
     (beta,), batch, rewards, log_ref = _listed(reference, world, [beta])
     state = TabularPolicy(world).to(rewards.device).rows(batch.prompts, batch.tokens)[:, :-1]
     n_states = int(state.max()) + 1
-    flat = (n.view(-1, 1).expand(state.shape)[batch.mask] for n in (rewards / beta, log_ref))
-    x, log_p = flat
+    x, log_p = (n.view(-1, 1).expand(state.shape)[batch.mask] for n in (rewards / beta, log_ref))
     value = beta * log_mean_exp_by(x, log_p, state[batch.mask], n_states)
     return value[state].nan_to_num(0).masked_fill(~batch.mask, 0)
 

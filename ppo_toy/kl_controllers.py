@@ -18,12 +18,7 @@ HUGE = 1e6  # nats; a controller that makes 0 of 0 at this KL does so at any
 
 
 def fixed(beta: float, kl: float) -> float:
-    """Returns `beta` as it was, whatever the KL.
-
-    Args:
-        beta: the present coefficient, reward per nat.
-        kl: the measured KL, in nats; not used.
-    """
+    """Returns `beta` as it was, whatever the KL."""
     return beta
 
 
@@ -87,8 +82,7 @@ def proportional(
 
 
 def _check(beta: float, kl: float, kl_target: float) -> None:
-    if not 0 < kl_target < float("inf"):
-        raise ValueError(f"kl_target is {kl_target}; it must be positive and finite")
+    check_range("kl_target", kl_target, "G > 0, < inf")
     if not beta >= 0:
         raise ValueError(f"beta is {beta}; it must be 0 or more")
     if kl != kl:

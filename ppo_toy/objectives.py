@@ -108,14 +108,11 @@ def clipped_surrogate(
         edge = ratio.clamp(1 - clip, 1 + clip)
         beyond = ratio * advantages > edge * advantages
     # Replaced before the exponential, whose gradient past the edge could be 0 * inf.
-    return torch.where(
-        beyond, edge * advantages, _reweighted(log_ratio.masked_fill(beyond, 0), advantages)
-    )
+    within = _reweighted(log_ratio.masked_fill(beyond, 0), advantages)
+    return torch.where(beyond, edge * advantages, within)
 
 
-@takes(
-    log_probs="* B T", old_log_probs="* B T", advantages="* B T", kl_old="* B T", beta="G >= 0"
-)  # fmt: skip
+@takes(log_probs="* B T", old_log_probs="* B T", advantages="* B T", kl_old="* B T", beta="G >= 0")
 def kl_penalty_surrogate(
     log_probs: Tensor,
     old_log_probs: Tensor,

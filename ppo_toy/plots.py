@@ -11,26 +11,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-COLOURS = {
-    "reward": "#009E73",  # the accelerator
-    "kl": "#D55E00",  # the brake
-    "objective": "#0072B2",
-    "beta": "#CC79A7",
-    "reference": "#7F7F7F",
-    "exact": "#000000",
-}
 _STYLES = {
-    "reward": (0, (5, 1)),
-    "kl": "-.",
-    "objective": "-",
-    "beta": (0, (1, 1)),
-    "reference": (0, (9, 3)),
-    "exact": "--",
+    "reward": ("#009E73", (0, (5, 1))),  # the accelerator
+    "kl": ("#D55E00", "-."),  # the brake
+    "objective": ("#0072B2", "-"),
+    "beta": ("#CC79A7", (0, (1, 1))),
+    "reference": ("#7F7F7F", (0, (9, 3))),
+    "exact": ("#000000", "--"),
 }
+COLOURS = {quantity: colour for quantity, (colour, _) in _STYLES.items()}
 # For `ax.plot(x, y, **LINES["kl"])`; the two thin black ones are no measurements.
 LINES = {
-    quantity: {"color": colour, "ls": _STYLES[quantity], "lw": 1.0 if quantity == "exact" else 1.8}
-    for quantity, colour in COLOURS.items()
+    quantity: {"color": colour, "ls": line, "lw": 1.0 if quantity == "exact" else 1.8}
+    for quantity, (colour, line) in _STYLES.items()
 } | {"target": {"color": "#000000", "ls": ":", "lw": 1.4}}
 LABELS = {
     "reward": "R (reward)",
@@ -41,15 +34,9 @@ LABELS = {
 
 
 def panels(columns: int = 1, *, height: float = 2.8, **options: Any) -> tuple[Any, Any]:
-    """Makes a figure as wide as a notebook's column, 850 pixels, so that no text shrinks.
+    """Returns a figure as wide as a notebook's column, 850 pixels, and its axes side by side.
 
-    Args:
-        columns: axes beside each other.
-        height: in inches.
-        options: for `plt.subplots`, such as `nrows` or `sharey`.
-
-    Returns:
-        The figure and its axes, as `plt.subplots` returns them.
+    So no text shrinks. `height` is in inches; `options` are for `plt.subplots`, as `sharey` is.
     """
     shape = {"figsize": (8.3, height), "dpi": 100, "layout": "constrained"}
     return plt.subplots(ncols=columns, **shape, **options)
@@ -81,12 +68,9 @@ def curve(
 
 
 def training_curves(history: Any, *, axes: Sequence[Axes], optimum: Any = None) -> Sequence[Axes]:
-    """Draws J, R and KL of a training history on three axes, each with its exact optimum.
+    """Draws `objective`, `reward` and `kl` of a history on three axes, dashed those of an optimum.
 
-    Args:
-        history: has `objective`, `reward` and `kl`, each [steps] or [steps, runs].
-        axes: three axes.
-        optimum: has the same three as numbers; None draws no dashed line.
+    Of the history they are [steps] or [steps, runs] each, of the optimum numbers.
     """
     for ax, quantity in zip(axes, ("objective", "reward", "kl"), strict=True):
         exact = None if optimum is None else getattr(optimum, quantity)
@@ -95,13 +79,7 @@ def training_curves(history: Any, *, axes: Sequence[Axes], optimum: Any = None) 
 
 
 def frontier(kl: Any, reward: Any, *, ax: Axes) -> Axes:
-    """Draws the exact reward-KL frontier, dashed: no policy lies above it.
-
-    Args:
-        kl: [K], in nats per response.
-        reward: [K].
-        ax: where to draw.
-    """
+    """Draws the exact reward-KL frontier, [K] points, dashed: no policy lies above it."""
     kl, reward = np.asarray(kl), np.asarray(reward)
     order = np.argsort(kl)
     ax.plot(kl[order], reward[order], **LINES["exact"], label="exact frontier")
@@ -128,31 +106,14 @@ def points(kl: Any, reward: Any, *, ax: Axes, name: str, quantity: str = "object
 
 
 def name_level(name: str, level: float, *, ax: Axes) -> Axes:
-    """Writes a name to the right of the axes, at the height of a level.
-
-    Args:
-        name: what to write.
-        level: in the unit of the y axis.
-        ax: where to write.
-    """
-    ax.annotate(
-        name,
-        (1, level),
-        (4, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center",
-    )
+    """Writes a name to the right of the axes, at the height of a level, in the y axis's unit."""
+    units = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    ax.annotate(name, (1, level), (4, 0), va="center", **units)
     return ax
 
 
 def name_line(name: str, *, ax: Axes) -> Axes:
-    """Writes a name at the right end of the line drawn last, in its colour.
-
-    Args:
-        name: what to write.
-        ax: holds the line.
-    """
+    """Writes a name at the right end of the line drawn last, in its colour."""
     line = ax.lines[-1]
     end = (line.get_xdata()[-1], line.get_ydata()[-1])
     ax.annotate(name, end, (4, 0), textcoords="offset points", va="center", color=line.get_color())
@@ -160,13 +121,7 @@ def name_line(name: str, *, ax: Axes) -> Axes:
 
 
 def target(level: float, *, ax: Axes, name: str | None = None) -> Axes:
-    """Draws what is aimed at, or has to be passed, dotted: it is no exact value.
-
-    Args:
-        level: in the unit of the y axis.
-        ax: where to draw.
-        name: written to the right of the axes.
-    """
+    """Draws a level to aim at or to pass, dotted, as it is no exact value; see `name_level`."""
     ax.axhline(level, **LINES["target"])
     return ax if name is None else name_level(name, level, ax=ax)
 
@@ -227,15 +182,9 @@ def simplex(
     x, y = triangle_xy(grid)
     drawn = ax.tricontourf(x, y, np.asarray(values(grid)), levels=levels, cmap="Blues")
     plt.colorbar(drawn, ax=ax, label=label, shrink=0.8)
-    for name, (cx, cy), below in zip(corners, _CORNERS, (True, True, False), strict=True):
-        ax.annotate(
-            name,
-            (cx, cy),
-            (0, -6 if below else 6),
-            textcoords="offset points",
-            ha="center",
-            va="top" if below else "bottom",
-        )
+    sides = ((-6, "top"), (-6, "top"), (6, "bottom"))
+    for name, corner, (up, va) in zip(corners, _CORNERS, sides, strict=True):
+        ax.annotate(name, corner, (0, up), textcoords="offset points", ha="center", va=va)
     ax.set_aspect("equal")
     ax.axis("off")
     return ax

@@ -71,13 +71,7 @@ class TabularPolicy(nn.Module):
     def random(
         cls, world: Any, *, generator: torch.Generator, scale: float = 1.0
     ) -> "TabularPolicy":
-        """Returns a policy with logits drawn from a normal distribution.
-
-        Args:
-            world: as for the class.
-            generator: a CPU generator.
-            scale: standard deviation of the logits, in nats.
-        """
+        """Returns a policy with normal logits of mean 0 and standard deviation `scale`, in nats."""
         size = cls(world).logits.shape
         return cls(world, scale * torch.randn(size, generator=generator, dtype=torch.float64))
 
@@ -85,13 +79,10 @@ class TabularPolicy(nn.Module):
     def of_responses(
         cls, world: Any, batch: Any, log_mass: Tensor, otherwise: Tensor
     ) -> "TabularPolicy":
-        """Returns the policy that draws each listed response in proportion to its mass.
+        """Returns the policy that draws each response in proportion to exp(log_mass), [B].
 
-        Args:
-            world: as for the class.
-            batch: every response, as `enumerate_all` lists them.
-            log_mass: logarithm of each response's mass, [B].
-            otherwise: logits for the states below which there is no mass, [B, T, V].
+        The batch is every response, as `enumerate_all` lists them. States below which there is no
+        mass get their logits from `otherwise`, [B, T, V].
         """
         policy = cls(world).to(log_mass.device)
         rows = policy.rows(batch.prompts, batch.tokens)[:, :-1][batch.mask]
@@ -166,11 +157,7 @@ class TabularPolicy(nn.Module):
 
 
 class TabularValue(nn.Module):
-    """A value for every prompt and every prefix of fewer than T tokens; zeros at the start.
-
-    Args:
-        world: gives prompts, vocabulary and response length.
-    """
+    """A value for every prompt and every prefix of fewer than T tokens; zeros at the start."""
 
     def __init__(self, world: Any) -> None:
         """Builds the table; see the class."""
@@ -179,20 +166,12 @@ class TabularValue(nn.Module):
         self.values = nn.Parameter(torch.zeros_like(self._numbering.logits[:, 0]))
 
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Returns the value of the state before each token, [B, t + 1], in reward.
-
-        Raises:
-            ValueError: as for `TabularPolicy`.
-        """
+        """Returns the value of the state before each token, [B, t + 1], in reward."""
         return self.values[self._numbering.rows(prompts, responses)]
 
 
 def index_of_prompts(prompts: Tensor, known: Tensor) -> Tensor:
-    """Returns which of the known prompts [n, P] each prompt [..., P] is, [...].
-
-    Raises:
-        ValueError: a prompt is none of them.
-    """
+    """Returns which of the known [n, P] each prompt [..., P] is, [...]; a ValueError if none."""
     if prompts.shape[-1] != known.shape[-1]:
         raise ValueError(
             f"the prompts have {prompts.shape[-1]} tokens, the world's {known.shape[-1]}"
@@ -216,8 +195,7 @@ def fingerprint(policy: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in policy.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        numbers = tensor.cpu().flatten()
-        digest.update(numbers.view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -77,15 +77,8 @@ def surrogates(
 ) -> Iterator[Tensor]:
     """Yields one number to be maximised for each epoch, [G] with runs; updates come in between.
 
-    Args:
-        policy: asked again in every epoch but the first.
-        first: what it says before any update.
-        log_ref: what the reference says.
-        batch: drawn from the policy.
-        rewards: of the batch, [B].
-        how: the settings.
-        betas: `beta` and `beta_old` in force.
-        epochs: how many to yield.
+    `first` is what the policy said when the batch was drawn; it is asked again in every epoch but
+    the first. `log_ref` [B, T, V] is the reference's answer, `betas` are `beta` and `beta_old`.
     """
     (beta, beta_old), exact = betas, how.penalty == "exact"
     log_old = first.log_pi.detach()

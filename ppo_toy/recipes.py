@@ -13,7 +13,7 @@ model is another one.
 import copy
 import math
 import sys
-from typing import TypeVar
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -51,7 +51,6 @@ REFERENCE, REWARD_MODEL, RUNS = "reference.npz", "reward_model.npz", "rlhf_runs.
 COMMAND = "python -m ppo_toy.recipes"
 COLUMNS = ["beta", "seed", "objective", "reward", "kl", "share"]
 DOUBLE = torch.float64
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def reference_policy(seed: int = 0, *, dtype: torch.dtype | None = None) -> TinyGPT:
@@ -89,9 +88,7 @@ def reward_model(
         seed: of the pairs drawn for each update, and of those responses.
         dtype: of its weights; that of the reference if None.
 
-    Raises:
-        FileNotFoundError: as for `reference_policy`.
-        ValueError: likewise.
+    Errors are those of `reference_policy`.
     """
     given = reference is not None or pairs is not None or seed
     reference = reference or reference_policy(dtype=dtype)
@@ -123,12 +120,8 @@ def read_runs() -> Tensor:
     """Returns where the runs that are written down ended, [15, 6].
 
     The columns are beta, in reward per nat; the seed; J and R, in reward; KL, in nats; and the
-    share, (J - J of the reference) / (J* - J of the reference).
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it is damaged. Both messages name the file, the line if there is one, and the
-            command that makes it again.
+    share, (J - J of the reference) / (J* - J of the reference). Errors are those of
+    `tables.read_table`.
     """
     n_rows = len(BETAS) * len(SEEDS)
     command = f"{COMMAND} {RUNS}"
@@ -143,14 +136,6 @@ def main(names: list[str]) -> None:
         print(f"{folder() / name} is made")
 
 
-def _make_reference() -> None:
-    _write(REFERENCE, _pretrained(seed=0))
-
-
-def _make_reward_model() -> None:
-    _write(REWARD_MODEL, _learned(reference_policy(dtype=DOUBLE), training_pairs(), seed=0))
-
-
 def _make_runs() -> None:
     reference = reference_policy(dtype=DOUBLE)
     world = tabulated(ToyReviews(reward=reward_model(dtype=DOUBLE)))
@@ -162,13 +147,18 @@ def _make_runs() -> None:
             policy = train_policy(reference, world, beta, seed)
             end = exact.evaluate(policy, reference, world, beta)
             share = (end.objective - start) / (best - start)
-            numbers = (end.objective, end.reward, end.kl, share)
-            rows.append([beta, seed, *(f"{x:.4f}" for x in numbers)])
+            rows.append([beta, seed, *(f"{x:.4f}" for x in (*end, share))])
             print(*rows[-1], sep="\t")
     write_text(folder() / RUNS, table_text(COLUMNS, rows))
 
 
-MAKERS = {REFERENCE: _make_reference, REWARD_MODEL: _make_reward_model, RUNS: _make_runs}
+MAKERS = {
+    REFERENCE: lambda: _write(REFERENCE, _pretrained(seed=0)),
+    REWARD_MODEL: lambda: _write(
+        REWARD_MODEL, _learned(reference_policy(dtype=DOUBLE), training_pairs(), seed=0)
+    ),
+    RUNS: _make_runs,
+}
 
 
 def _pretrained(seed: int) -> TinyGPT:
@@ -193,7 +183,7 @@ def _write(name: str, model: nn.Module) -> None:
     np.savez(folder() / name, **weights)
 
 
-def _read(name: str, model: Model) -> Model:
+def _read(name: str, model: nn.Module) -> Any:
     """Returns the model with the weights of the file, frozen."""
     file = folder() / name
     hint = f"; to make it again: {COMMAND} {name}"

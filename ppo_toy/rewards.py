@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppo_toy.axes import takes
+from ppo_toy.axes import check_counts, check_range, takes
 from ppo_toy.contract import known, rewards_of
 from ppo_toy.data import Pairs
 from ppo_toy.enumeration import MAX_LOGITS, list_responses
@@ -65,11 +65,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     def from_policy(cls, policy: TinyGPT, world: Any) -> "RewardModel":
-        """Returns a model that begins with what a pretrained policy knows of the language.
-
-        Raises:
-            ValueError: as for the class.
-        """
+        """Returns a model that begins with what a pretrained policy knows of the language."""
         config = replace(policy.config, value_head=True)
         dtype = policy.head.weight.dtype
         trunk = TinyGPT(config, generator=torch.Generator(), dtype=dtype).to(device_of(policy))
@@ -81,12 +77,7 @@ class RewardModel(nn.Module):
     def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
         """Returns R of each response, [B], in reward, on the device of the responses.
 
-        Args:
-            prompts: [B, P] tokens.
-            responses: [B, T] tokens; what stands after the end token may be anything.
-
-        Raises:
-            ValueError: as for `TinyGPT`.
+        What stands after an end token may be anything. Errors are those of `TinyGPT`.
         """
         asked_from, device = responses.device, device_of(self)
         prompts, responses = prompts.to(device), responses.to(device)
@@ -154,15 +145,8 @@ def train_reward_model(
         ValueError: a number is out of its range, there are no pairs, or a token is not one of the
             model's.
     """
-    for name, number in (
-        ("steps", steps),
-        ("batch_size", batch_size),
-        ("pairs", len(pairs.raters)),
-    ):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be 1 or more")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate is {learning_rate}; it must be positive and finite")
+    check_counts(steps=steps, batch_size=batch_size, pairs=len(pairs.raters))
+    check_range("learning_rate", learning_rate, "G > 0, < inf")
     device = device_of(model)
     prompts, both = pairs.prompts.to(device), torch.stack([pairs.chosen, pairs.rejected]).to(device)
     adam = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)

@@ -114,11 +114,7 @@ def batch_gradients(
 ) -> list[Tensor]:
     """Returns probability [G], surrogate [G] and gradient [G, S, V] of each batch that can occur.
 
-    Args:
-        rule: see the module.
-        case: with N responses there are G = N**size batches.
-        size: responses in a batch.
-        factor: multiplies their rewards.
+    With N responses there are G = N**size batches of `size`. Rewards are `factor` times larger.
 
     Raises:
         ValueError: the rule fails, or gives no single number, or one without a finite gradient.

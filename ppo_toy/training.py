@@ -22,15 +22,7 @@ from ppo_toy.contract import Policy, World, check_learns, check_policies, known
 from ppo_toy.kl_controllers import Controller, adapted, at_first, fixed, for_each_run
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.progress import bar
-from ppo_toy.proximal import (
-    Surrogate,
-    at_rest,
-    check_at_rest,
-    learns,
-    look,
-    moved,
-    surrogates,
-)
+from ppo_toy.proximal import Surrogate, at_rest, check_at_rest, learns, look, moved, surrogates
 from ppo_toy.trajectories import draw_prompts, respond, score
 
 WINDOW = 50  # steps whose mean J is compared with that of as many before them
@@ -125,9 +117,13 @@ def train(
     schedule = Schedule() if schedule is None else schedule
     world = _entered(policy, reference, world)
     check_generator(generator)
-    _check_settings(
-        how, schedule, controller, learning_rate, steps=steps, batch_size=batch_size, epochs=epochs
-    )
+    check_is("surrogate", how, Surrogate)
+    check_is("schedule", schedule, Schedule)
+    check_is("controller", controller, Callable)
+    check_counts(steps=steps, batch_size=batch_size, epochs=epochs)
+    check_range("learning_rate", learning_rate, "G > 0, < inf")
+    if epochs == 1 and how.controller_old is not fixed:
+        raise ValueError("controller_old has nothing to go by: kl_old is measured if epochs > 1")
     beta = at_first("beta", beta, controller, policy)
     beta_old = at_first("beta_old", how.beta_old, how.controller_old, policy)
     how = replace(how, clip=for_each_run("clip", how.clip, policy, "G > 0"))
@@ -192,18 +188,6 @@ def _history(rows: list[tuple[Tensor, ...]], runs: torch.Size) -> History:
     if not rows:
         return History(*[torch.zeros(0, *runs, dtype=torch.float64)] * len(fields(History)))
     return History(*(torch.stack(c).double().cpu() for c in zip(*rows, strict=True)))
-
-
-def _check_settings(
-    how: Surrogate, schedule: Schedule, controller: Controller, learning_rate: float, **counts: int
-) -> None:
-    check_is("surrogate", how, Surrogate)
-    check_is("schedule", schedule, Schedule)
-    check_is("controller", controller, Callable)
-    check_counts(**counts)
-    check_range("learning_rate", learning_rate, "G > 0, < inf")
-    if counts["epochs"] == 1 and how.controller_old is not fixed:
-        raise ValueError("controller_old has nothing to go by: kl_old is measured if epochs > 1")
 
 
 def _entered(policy: nn.Module, reference: Policy, world: Any) -> World:

@@ -50,9 +50,8 @@ class TokenBandit:
         if self.rewards.dim() != 2 or len(self.rewards) == 0:
             raise ValueError(f"rewards has shape {tuple(self.rewards.shape)}; it must be [n, V]")
         _check_finite(self.rewards)
-        object.__setattr__(
-            self, "vocabulary", _checked_vocabulary(self.vocabulary, self.rewards.shape[1])
-        )
+        vocabulary = _checked_vocabulary(self.vocabulary, self.rewards.shape[1])
+        object.__setattr__(self, "vocabulary", vocabulary)
 
     @property
     def prompts(self) -> Tensor:
@@ -129,13 +128,8 @@ class TokenSequence:
                 responses = responses.masked_fill(ended, end_token)
             return table.to(responses.device)[(prompts[:, 0], *responses.unbind(dim=1))]
 
-        return cls(
-            vocabulary=_checked_vocabulary(vocabulary, steps[0]),
-            response_length=len(steps),
-            reward=look_up,
-            end_token=end_token,
-            prompts=torch.arange(n_prompts).unsqueeze(1),
-        )
+        words = _checked_vocabulary(vocabulary, steps[0])
+        return cls(words, len(steps), look_up, end_token, torch.arange(n_prompts).unsqueeze(1))
 
     @classmethod
     def brackets(cls) -> "TokenSequence":
@@ -187,11 +181,8 @@ def _bracket_reward(prompts: Tensor, responses: Tensor) -> Tensor:
     counts = (responses == 2).cumsum(dim=1) == 0
     waiting = torch.zeros(len(responses), dtype=torch.float64, device=responses.device)
     pairs, alone = waiting.clone(), waiting.clone()
-    for opens, closes in zip(
-        ((responses == 0) & counts).unbind(dim=1),
-        ((responses == 1) & counts).unbind(dim=1),
-        strict=True,
-    ):
+    left, right = (((responses == token) & counts).unbind(dim=1) for token in (0, 1))
+    for opens, closes in zip(left, right, strict=True):
         matched = closes & (waiting > 0)
         pairs += matched
         alone += closes & ~matched
