@@ -850,7 +850,6 @@ def test_what_is_no_count_is_refused_by_name(name, given):
         ({"surrogate": "exact"}, "surrogate is 'exact'; it must be a Surrogate"),
         ({"schedule": 1}, "schedule is 1; it must be a Schedule"),
     ],
-    ids=str,
 )
 def test_what_is_no_number_and_no_function_is_named(wrong, named):
     world, settings = random_world(0), {"beta": 0.5, "learning_rate": 0.1, **wrong}
