@@ -156,20 +156,6 @@ class TabularPolicy(nn.Module):
         return self.n_nodes * prompt.unsqueeze(-1) + node
 
 
-class TabularValue(nn.Module):
-    """A value for every prompt and every prefix of fewer than T tokens; zeros at the start."""
-
-    def __init__(self, world: Any) -> None:
-        """Builds the table; see the class."""
-        super().__init__()
-        self._numbering = TabularPolicy(world).requires_grad_(False)
-        self.values = nn.Parameter(torch.zeros_like(self._numbering.logits[:, 0]))
-
-    def forward(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        """Returns the value of the state before each token, [B, t + 1], in reward."""
-        return self.values[self._numbering.rows(prompts, responses)]
-
-
 def index_of_prompts(prompts: Tensor, known: Tensor) -> Tensor:
     """Returns which of the known [n, P] each prompt [..., P] is, [...]; a ValueError if none."""
     if prompts.shape[-1] != known.shape[-1]:

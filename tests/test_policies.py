@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from ppo_toy.policies import (
     TabularPolicy,
-    TabularValue,
     device_of,
     fingerprint,
     freeze,
@@ -295,30 +294,6 @@ def test_the_policy_of_responses_draws_each_in_proportion_to_its_mass(seed, end_
     policy = TabularPolicy.of_responses(world, batch, log_mass, otherwise)
     expected = torch.cat([half.softmax(0) / 2 for half in log_mass.chunk(2)])
     assert_close(enumerate_all(policy, world).weights, expected)
-
-
-# Values
-
-
-def test_a_table_of_values_has_one_for_each_row_of_the_policy():
-    world = world_with_prompts([[5], [3]])
-    value = TabularValue(world)
-    assert torch.equal(value.values, torch.zeros(14, dtype=torch.float64))
-    with torch.no_grad():
-        value.values.copy_(torch.arange(14.0))
-    got = value(torch.tensor([[5], [3]]), torch.tensor([[1, 0], [0, 1]]))
-    assert_close(got, torch.tensor([[0.0, 2.0, 5.0], [7.0, 8.0, 11.0]]))
-    got.sum().backward()
-    assert value.values.grad.nonzero().flatten().tolist() == [0, 2, 5, 7, 8, 11]
-    assert [name for name, x in value.named_parameters() if x.requires_grad] == ["values"]
-
-
-def test_values_know_the_prompts_and_the_length_of_their_world():
-    value = TabularValue(world_with_prompts([[5], [3]]))
-    with pytest.raises(ValueError, match=r"prompt \[7\]"):
-        value(torch.tensor([[7]]), torch.tensor([[1, 0]]))
-    with pytest.raises(ValueError, match="responses have 4 tokens"):
-        value(torch.tensor([[3]]), torch.zeros(1, 4, dtype=torch.long))
 
 
 # Edges and errors
