@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
     cosine: float
 
 
-def verdict(rule: Rule, *, loss: bool = False, seed: int = 0) -> Verdict:
+def verdict(rule: Rule, *, loss: bool = False, seed: int = 0, grouped: bool = False) -> Verdict:
     """Says what is wrong with a rule's expected gradient.
 
     The rule is held against the exact one in random problems: with one prompt, with three of
@@ -46,6 +46,7 @@ def verdict(rule: Rule, *, loss: bool = False, seed: int = 0) -> Verdict:
         rule: of either kind in `rules`.
         loss: whether training makes the rule's number smaller, not larger.
         seed: of the problems.
+        grouped: whether the responses of a batch answer one prompt, as those of a group do.
 
     Raises:
         ValueError: the rule cannot be asked; the message says why.
@@ -59,8 +60,9 @@ def verdict(rule: Rule, *, loss: bool = False, seed: int = 0) -> Verdict:
         (lambda *_: _on_prompts(rule, others), several),
         (_by_part, far),
     ):
+        cases = [case._replace(grouped=grouped) for case in cases]
         found = torch.cat([expected_gradient(rule, case).flatten() for case in cases])
-        true = torch.cat([exact.gradient(*case)[0].flatten() for case in cases])
+        true = torch.cat([exact.gradient(*case[:4])[0].flatten() for case in cases])
         if not _same(found, true):
             names = name_faults(rule, *cases) or ["unknown"]
             break

@@ -41,12 +41,16 @@ ARGUMENTS = {
 
 
 class Problem(NamedTuple):
-    """A policy away from its reference, in a world small enough to list."""
+    """A policy away from its reference, in a world small enough to list.
+
+    Responses of a batch are drawn one by one, or, if it is `grouped`, to one prompt all.
+    """
 
     policy: TabularPolicy
     reference: TabularPolicy
     world: Any
     beta: float
+    grouped: bool = False
 
 
 def random_problem(
@@ -123,6 +127,13 @@ def batch_gradients(
     listed = enumerate_all(case.policy, case.world)
     chosen = torch.cartesian_prod(*[torch.arange(len(listed.weights))] * size).view(-1, size)
     p = listed.weights.detach()[chosen].prod(dim=1)
+    if case.grouped:
+        to = listed.prompts[chosen, 0]
+        same = (to == to[:, :1]).all(dim=1)
+        of_prompt = p.new_zeros(int(to.max()) + 1).index_add(
+            0, listed.prompts[:, 0], listed.weights.detach()
+        )
+        chosen, p = chosen[same], p[same] / of_prompt[to[same, 0]] ** (size - 1)
     rewards = factor * score(case.world, listed)
 
     def run(policy: TabularPolicy, rows: Tensor) -> list[Tensor]:
