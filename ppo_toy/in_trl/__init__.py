@@ -16,13 +16,3 @@ Nothing is downloaded unless a name of a model asks for it.
     trainer    the run
     check      the run's own trainer, with its own settings, before the referee
 """
-
-from ppo_toy.in_trl.bridge import from_transformers as from_transformers
-from ppo_toy.in_trl.bridge import read_policy as read_policy
-from ppo_toy.in_trl.bridge import to_transformers as to_transformers
-from ppo_toy.in_trl.bridge import tokenizer as tokenizer
-from ppo_toy.in_trl.libraries import missing as missing
-from ppo_toy.in_trl.libraries import quiet as quiet
-from ppo_toy.in_trl.settings import Settings as Settings
-from ppo_toy.in_trl.tasks import Task as Task
-from ppo_toy.in_trl.trainer import train_in_trl as train_in_trl

@@ -13,7 +13,7 @@ import torch
 
 from ppo_toy import in_trl, recipes
 from ppo_toy.gpt import GPTConfig, TinyGPT
-from ppo_toy.in_trl import tasks, trainer
+from ppo_toy.in_trl import libraries, tasks, trainer
 from ppo_toy.in_trl.bridge import words_of
 from ppo_toy.in_trl.check import check
 from ppo_toy.in_trl.runs import last_checkpoint
@@ -104,7 +104,7 @@ def report(found: Verdict) -> str:
 def main(words: list[str] | None = None) -> None:
     """Trains, and says what came out."""
     arguments = parser().parse_args(words)
-    if missing := in_trl.missing():
+    if missing := libraries.missing():
         raise SystemExit(f'not installed: {" ".join(missing)}; pip install -e ".[scale]"')
     # torchrun ends the others with this signal when one process has died.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ended(arguments.output)))
@@ -121,17 +121,18 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _run(arguments: argparse.Namespace, folder: Path) -> None:
+    libraries.refuse_other_versions()
     settings = Settings(**{f.name: getattr(arguments, f.name) for f in fields(Settings)})
     rank, n_processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     settings.share(n_processes)
-    with in_trl.quiet():
+    with libraries.quiet():
         task = task_of(arguments)
         found = check(settings.for_trl(folder, task.length)) if arguments.check else None
     if found and rank == 0:
         print(report(found), flush=True)
     if found and found.faults:
         raise SystemExit(1)
-    with in_trl.quiet():
+    with libraries.quiet():
         model = trainer.run(task, settings, folder, resume=arguments.resume, log=arguments.log)
     # In one piece, so that the lines of two processes do not mix.
     print(f"process {rank + 1} of {n_processes} is done\n", end="", flush=True)

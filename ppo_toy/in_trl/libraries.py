@@ -1,6 +1,7 @@
 """What has to be installed, and how to keep it quiet."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -13,6 +14,16 @@ PACKAGES = ("trl", "transformers", "accelerate", "datasets")
 def missing() -> list[str]:
     """Returns which of the packages that this one needs are not installed."""
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def refuse_other_versions() -> None:
+    """Raises a ValueError where a version is not the one that `pyproject.toml` pins for `scale`."""
+    lines = importlib.metadata.requires("ppo_toy") or []
+    pins = dict(line.split(";")[0].strip().split("==") for line in lines if '"scale"' in line)
+    for name, pinned in pins.items():
+        if (found := importlib.metadata.version(name)) != pinned:
+            raise ValueError(f"{name} is {found}, and was checked as {pinned} only; "
+                'pip install -e ".[scale]" brings that')  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -31,6 +42,4 @@ def quiet() -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Returns the version of each package on which the numbers of a run depend."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", *PACKAGES)}
+    return {name: importlib.metadata.version(name) for name in ("torch", *PACKAGES)}
