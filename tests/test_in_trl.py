@@ -15,9 +15,8 @@ from ppo_toy.worlds import ToyReviews
 
 # The libraries warn of what other libraries will change.
 pytestmark = pytest.mark.filterwarnings("ignore")
-needs_scale = pytest.mark.skipif(
-    bool(libraries.missing()), reason='needs pip install -e ".[scale]"'
-)
+NEEDED = 'needs pip install -e ".[scale]"'
+needs_scale = pytest.mark.skipif(bool(libraries.missing()), reason=NEEDED)
 
 
 def a_policy() -> TinyGPT:
@@ -76,7 +75,7 @@ class Praise:
 @pytest.fixture(scope="module")
 def runs():
     """A run with next to no brake and one with next to no reward, and what they began with."""
-    pytest.importorskip("trl", reason='needs pip install -e ".[scale]"')
+    pytest.importorskip("trl", reason=NEEDED)
     reference, praise = TinyGPT(recipes.CONFIG, generator=generator(3)), Praise()
     with torch.no_grad():
         reference.head.bias[GREAT] = 2  # one first word in three; at temperature 2 one in seven
