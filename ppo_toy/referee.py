@@ -21,7 +21,14 @@ from ppo_toy import exact
 from ppo_toy.faults import FAULTS as FAULTS
 from ppo_toy.faults import PENALTIES, REWARDS
 from ppo_toy.policies import TabularPolicy, freeze
-from ppo_toy.rules import Problem, as_rule, batch_gradients, expected_gradient, random_problem
+from ppo_toy.rules import (
+    GroupProblem,
+    Problem,
+    as_rule,
+    batch_gradients,
+    expected_gradient,
+    random_problem,
+)
 from ppo_toy.trajectories import enumerate_all, log_probs, per_step_kl, score
 
 Rule, Names, Cases = Callable[..., Tensor], list[str], list[Problem]
@@ -60,9 +67,9 @@ def verdict(rule: Rule, *, loss: bool = False, seed: int = 0, grouped: bool = Fa
         (lambda *_: _on_prompts(rule, others), several),
         (_by_part, far),
     ):
-        cases = [case._replace(grouped=grouped) for case in cases]
+        cases = [GroupProblem(*case) for case in cases] if grouped else cases
         found = torch.cat([expected_gradient(rule, case).flatten() for case in cases])
-        true = torch.cat([exact.gradient(*case[:4])[0].flatten() for case in cases])
+        true = torch.cat([exact.gradient(*case)[0].flatten() for case in cases])
         if not _same(found, true):
             names = name_faults(rule, *cases) or ["unknown"]
             break

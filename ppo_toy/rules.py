@@ -41,16 +41,19 @@ ARGUMENTS = {
 
 
 class Problem(NamedTuple):
-    """A policy away from its reference, in a world small enough to list.
-
-    Responses of a batch are drawn one by one, or, if it is `grouped`, to one prompt all.
-    """
+    """A policy away from its reference, in a world small enough to list."""
 
     policy: TabularPolicy
     reference: TabularPolicy
     world: Any
     beta: float
-    grouped: bool = False
+    grouped = False
+
+
+class GroupProblem(Problem):
+    """One in which all responses of a batch answer one prompt."""
+
+    grouped = True
 
 
 def random_problem(
