@@ -48,3 +48,12 @@ def test_every_row_fills_the_columns_and_no_symbol_stands_twice():
 @pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
 def test_the_lessons_opening_links_to_it(path):
     assert "](notation.md)" in Notebook(path).cells[0].source
+
+
+@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+def test_the_symbols_of_a_lessons_own_table_are_in_it(path):
+    tables = re.findall(r"^(?:\| )?symbol \|.*\n.*\n((?:.+\|.*\n)+)", Notebook(path).text, re.M)
+    for row in "".join(tables).splitlines():
+        symbols = re.findall(r"\$([^$]+)\$", row.strip("| ").split("|")[0])
+        assert symbols
+        assert [symbol for symbol in symbols if symbol not in SHEET] == []
