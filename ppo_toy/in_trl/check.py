@@ -36,13 +36,19 @@ def check(settings: Any, trainer_class: type | None = None) -> Verdict:
         torch.set_default_dtype(torch.float64)
         try:
             rule = _Rule(trainer_class or RLOOTrainer, settings, Path(folder))
-            return verdict(rule, grouped=True)
+            found = verdict(rule, grouped=True)
+            if "KL never applied" in found.faults:  # or is the value all that knows it?
+                rule.valued = True
+                found = verdict(rule, grouped=True)
+            return found
         finally:
             torch.set_default_dtype(usual)
 
 
 class _Rule:
-    """The trainer's loss of one batch, as a rule."""
+    """The trainer's loss of a batch, or of many side by side, as a rule."""
+
+    valued = False  # whether the loss's value counts, not its gradient alone
 
     def __init__(self, trainer_class: type, settings: Any, folder: Path) -> None:
         from datasets import Dataset
@@ -73,22 +79,33 @@ class _Rule:
     def __call__(
         self, policy: Any, reference: Any, batch: Trajectories, rewards: Tensor, beta: float
     ) -> Tensor:
-        if rewards.shape != (SIZE,):
-            raise ValueError(f"a group is {SIZE} responses, one batch at a time")
-        self.batch, self.rewards = batch, rewards
+        *runs, size = rewards.shape
+        if size != SIZE or (runs and self.valued):
+            raise ValueError(f"a group is {SIZE} responses")
+        # Batches of the referee's side by side are groups of one batch to the trainer. Where it
+        # mixes groups, the referee sees that they differ from one alone, and asks one by one.
+        flat = (x.reshape(-1, x.shape[-1]) for x in (batch.prompts, batch.responses, batch.mask))
+        self.prompts, self.responses, self.mask = flat
+        self.rewards, n_groups = rewards.flatten(), rewards.numel() // SIZE
         self.trainer.beta = beta
+        self.trainer.args.per_device_train_batch_size = rewards.numel()
         self.trainer.model.body.says[:] = [policy]
         self.trainer.ref_model.body.says[:] = [reference]
-        rows = [{"prompt": WORDS[prompt]} for prompt in batch.prompts[:, 0]]
+        rows = [{"prompt": WORDS[prompt]} for prompt in self.prompts[:, 0]]
         made = self.trainer._generate_and_score_completions(rows)
-        return -self.trainer.compute_loss(self.trainer.model, made)
+        surrogate = -self.trainer.compute_loss(self.trainer.model, made)
+        if self.valued:
+            return surrogate
+        # The mean over groups is all that the trainer tells. Its gradient can be told apart, since
+        # each group has a policy of its own; its value cannot, and is 0.
+        return (n_groups * (surrogate - surrogate.detach())).expand(runs) / max(n_groups, 1)
 
     def _reward(self, completions: list[str], **_: Any) -> list[float]:
         return self.rewards.tolist()
 
     def _generate(self, prompt_ids: list, *rest: Any) -> Any:
         """What RLOO, and GRPO with one argument more, take from the model: tokens."""
-        rows = zip(self.batch.responses, self.batch.mask, strict=True)
+        rows = zip(self.responses, self.mask, strict=True)
         ids = [row[seen].tolist() for row, seen in rows]
         return ids if len(rest) == 2 else (ids, None)
 
@@ -114,9 +131,10 @@ def _model() -> Any:
             self.says: list[Any] = []  # a policy; in a list, so that it is no part of the model
 
         def forward(self, input_ids: Tensor, **_: Any) -> Any:
-            prompts, responses = input_ids[:, :1], input_ids[:, 1:]
-            logits = self.says[0](prompts, responses.where(responses < PAD, 0))
-            return BaseModelOutput(last_hidden_state=logits)
+            (policy,) = self.says
+            rows = input_ids.where(input_ids < PAD, 0).view(*policy.runs, -1, input_ids.shape[1])
+            logits = policy(rows[..., :1], rows[..., 1:])
+            return BaseModelOutput(last_hidden_state=logits.flatten(end_dim=-3))
 
     class TableModel(PreTrainedModel, GenerationMixin):
         config_class, base_model_prefix = TableConfig, "body"
