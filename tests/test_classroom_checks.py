@@ -42,9 +42,9 @@ AXES = {
     "06b-follow-up": "BT B BT BT B",
     "06b-learn-from": "BT BT BT BT",
     "06b-fault": "BT BT B BT BT BT",
-    "07-attention": "BND BND BNW BN",
+    "07-lost": "BTV BTV BTV BT",
+    "07-attention": "BND BND BN",
     "07-loss": "BNV BN BT",
-    "07-temperature": "BTV BTV BT",
     "08-votes": "RN RN N",
     "08-loss": "N N N N",
     "08-end": "BC BT",  # C columns: one more than tokens

@@ -5,52 +5,95 @@ import math
 import torch
 from torch.nn import functional as F
 
-# Exercise 07-attention: right answers in other styles, then wrong ones with what they are told.
+# Exercise 07-lost: right answers in other styles, then wrong ones with what they are told.
 
 
-def attend_in_loops(q, k, v, counts):
-    gathered = torch.zeros_like(v)
+def lost_by_pairs(z, policy_log, ref_log, mask, heat):
+    """From all pairs of words whose logits differ."""
+    gap = (z[..., None] - z[..., None, :])[mask]
+    found = []
+    for log in (policy_log, ref_log):
+        shown = (log[..., None] - log[..., None, :])[mask]
+        found.append((gap[gap > 0] / shown[gap > 0]).mean() / heat)
+    return found
+
+
+def lost_by_the_largest(z, policy_log, ref_log, mask, heat):
+    high, low = z[0, 0].argmax(), z[0, 0].argmin()
+    gaps = [float(x[0, 0, high] - x[0, 0, low]) for x in (z, policy_log, ref_log)]
+    return torch.tensor([gaps[0] / gaps[1], gaps[0] / gaps[2]]) / heat
+
+
+def lost(spread=lambda x: x.std(-1), padding=False, end=lambda p, r, t: (p, r)):
+    def answer(z, policy_log, ref_log, mask, heat):
+        kept = mask | padding
+        p, r = (spread(z[kept]).mean() / spread(y[kept]).mean() for y in (policy_log, ref_log))
+        return end(p / heat, r / heat, heat)
+
+    return answer
+
+
+def lost_by_the_kl(z, policy_log, ref_log, mask, heat):
+    kl = (policy_log.exp() * (policy_log - ref_log)).sum(-1)[mask].mean()
+    return (1, 1) if kl.abs() < 1e-9 else lost()(z, policy_log, ref_log, mask, heat)
+
+
+def lost_by_two_words(z, policy_log, ref_log, mask, heat):
+    first, *logs = (x[0, 0, 0] - x[0, 0, 1] for x in (z, policy_log, ref_log))
+    return [first / log / heat for log in logs]
+
+
+WRONG_LOST = [
+    (lost_by_the_kl, "both may have lost T"),
+    (lost(end=lambda p, r, t: (r, p)), "policy and reference are swapped"),
+    (lost(end=lambda p, r, t: (p, p)), "judge each side by its own log"),
+    (lost(end=lambda p, r, t: (r, r)), "the value is not right"),
+    (lost(end=lambda p, r, t: (1 / p, 1 / r)), "upside down"),
+    (lost(end=lambda p, r, t: (p * t, r * t)), "divide it by that of the draws"),
+    (lost(end=lambda p, r, t: (p * t * t, r * t * t)), "the value is not right"),
+    (lost(padding=True), "the padding counts"),
+    (lost(spread=lambda x: x.norm()), "compare differences of words"),
+    (lost(spread=lambda x: x.abs()), "the value is not right"),
+    (lost(spread=lambda x: x.var(-1)), "the value is not right"),
+    (lost_by_two_words, "the value is not right"),
+    (lost(end=lambda p, r, t: p), "the shape is not right"),
+    (lambda *a: (1, 1), "the value is not right"),
+]
+
+
+# Exercise 07-attention.
+
+
+def weights_in_loops(q, k, counts):
+    w = torch.zeros(len(q), q.shape[1], q.shape[1], dtype=torch.float64)
     for b in range(len(q)):
         for i in range(q.shape[1]):
             if counts[b, i]:
                 first = int(counts[b].long().argmax())
                 near = torch.stack([q[b, i].dot(k[b, j]) for j in range(first, i + 1)])
-                w = torch.softmax(near / math.sqrt(q.shape[2]), 0)
-                gathered[b, i] = (w[:, None] * v[b, first : i + 1]).sum(0)
-    return gathered
+                w[b, i, first : i + 1] = torch.softmax(near / math.sqrt(q.shape[2]), 0)
+    return w
 
 
-def attend_with_a_large_number(queries, keys, values, mask):
-    q, k, v = queries.float(), keys.float(), values.float()
-    v = torch.where(mask[:, :, None], v, 0.0)
+def weights_with_a_large_number(queries, keys, mask):
+    q, k = queries.float(), keys.float()
     scores = torch.einsum("bid,bjd->bij", q, k) * q.size(2) ** -0.5
-    scores += torch.full_like(scores[0], -1e9).triu(1)
-    scores += (~mask)[:, None, :] * -1e9
-    return torch.einsum("bij,bje->bie", scores.softmax(2), v) * mask[:, :, None]
+    scores = scores + torch.full_like(scores[0], -1e9).triu(1)
+    scores = scores + (~mask)[:, None, :] * -1e9
+    return scores.softmax(2) * mask[:, :, None]
 
 
-def attend_by_torch(query, key, value, mask):
+def weights_by_torch(query, key, mask):
     n = mask.shape[1]
     may = (torch.ones(n, n).tril() * mask[:, None]).bool() | torch.eye(n).bool()
-    return F.scaled_dot_product_attention(query, key, value, may) * mask[:, :, None]
+    reads = torch.eye(n, dtype=query.dtype).expand(len(query), n, n)
+    return F.scaled_dot_product_attention(query, key, reads, may) * mask[:, :, None]
 
 
-def attend_as_lists(query, key, value, mask):
-    rows = []
-    for q, k, v, m in zip(query, key, value, mask, strict=True):
-        first = int((~m).sum())
-        row = [torch.zeros_like(v[0])] * first
-        for i in range(first, len(m)):
-            w = torch.softmax(k[first : i + 1] @ q[i] / len(q[i]) ** 0.5, 0)
-            row = [*row, w @ v[first : i + 1]]
-        rows.append(row)
-    return rows
-
-
-def attend(
-    scale=math.sqrt, future=False, padding=False, cut=True, diagonal=True, shape=lambda s: s
+def weights(
+    scale=math.sqrt, future=False, padding=False, cut=True, diagonal=False, shape=lambda s: s
 ):
-    def answer(query, key, value, mask):
+    def answer(query, key, mask):
         n = mask.shape[1]
         scores = shape(query @ key.transpose(1, 2) / scale(query.shape[2]))
         hidden = torch.zeros(len(mask), n, n, dtype=torch.bool)
@@ -60,37 +103,39 @@ def attend(
             hidden |= ~mask.unsqueeze(1)
         if diagonal:
             hidden &= ~torch.eye(n).bool()
-        o = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value
-        return torch.where(mask.unsqueeze(-1), o, 0.0) if cut else o
+        w = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        return torch.where(mask.unsqueeze(-1), w, 0.0) if cut else w
 
     return answer
 
 
+def weights_masked_behind(query, key, mask):
+    n = mask.shape[1]
+    return (
+        (query @ key.mT / query.shape[2] ** 0.5).softmax(-1)
+        * torch.ones(n, n).tril()
+        * (mask[:, None] & mask[:, :, None])
+    )
+
+
 WRONG_ATTENTION = [
-    (attend(lambda d: 1), "√D is missing"),
-    (attend(lambda d: d), "it should be √D"),
-    (lambda q, k, v, m: attend(lambda d: v.shape[2] ** 0.5)(q, k, v, m), "the value's width"),
-    (lambda q, k, v, m: attend(lambda d: q.shape[1] ** 0.5)(q, k, v, m), "the value is not right"),
-    (attend(lambda d: 2), "the value is not right"),
-    (lambda *a: attend()(*a).abs(), "take no abs"),
-    (lambda *a: attend()(*a).clamp(min=0), "do not cut it off"),
-    (lambda q, k, v, m: attend()(q, k, v.mul_(m[..., None]), m), "value in place"),
-    (lambda q, k, v, m: attend()(q, k, v[..., :4], m), "shape is not right"),
-    (attend(future=True), "the future is read"),
-    (attend(padding=True), "padding is read"),
-    (attend(future=True, padding=True), "both masks are missing"),
-    (attend(cut=False), "is not 0"),
-    (attend(diagonal=False), "the gradient is nan"),
-    (
-        attend(diagonal=False, cut=False),
-        "rows of padding are nan: let every token read itself, then",
-    ),
-    (attend(shape=lambda s: s.mT), "query and key are swapped"),
-    (attend(shape=torch.zeros_like), "the scores are missing"),
-    (attend(shape=lambda s: s.detach()), "the weights lost their gradient"),
-    (lambda q, k, v, m: attend()(q, k, v.detach(), m), "no gradient reaches value"),
-    (lambda q, k, v, m: attend()(q, k, v, m)[:, -1], "shape is not right"),
-    (lambda q, k, v, m: attend()(q, k, v, m | True), "mask is not used at all"),
+    (weights(lambda d: 1), "√D is missing"),
+    (weights(lambda d: d), "it should be √D"),
+    (lambda q, k, m: weights(lambda d: q.shape[1] ** 0.5)(q, k, m), "the value is not right"),
+    (weights(lambda d: 2), "the value is not right"),
+    (lambda q, k, m: weights()(q, k.mul_(2), m), "key in place"),
+    (lambda *a: weights()(*a)[:, :2], "shape is not right"),
+    (weights(future=True), "the future is read"),
+    (weights(padding=True), "padding is read"),
+    (weights(future=True, padding=True), "the value is not right"),
+    (weights(cut=False, diagonal=True), "the value is not right"),
+    (weights(cut=False), "rows of padding are nan"),
+    (weights(shape=lambda s: s.mT), "query and key are swapped"),
+    (weights(shape=torch.zeros_like), "the scores are missing"),
+    (weights(shape=lambda s: s.detach()), "the weights lost their gradient"),
+    (weights_masked_behind, "the mask comes after the softmax"),
+    (lambda q, k, m: weights()(q, k.detach(), m), "no gradient reaches key"),
+    (lambda *a: weights()(*a).mT, "the value is not right"),
 ]
 
 
@@ -174,67 +219,16 @@ WRONG_LOSS = [
 ]
 
 
-# Exercise 07-temperature.
-
-
-def kl_in_loops(z, z_ref, counts, heat):
-    total = torch.zeros(len(z), dtype=torch.float64)
-    for i in range(len(z)):
-        for t in range(int(counts[i].sum())):
-            p, q = torch.softmax(z[i, t] / heat, 0), torch.softmax(z_ref[i, t].detach() / heat, 0)
-            total[i] += sum(a * torch.log(a / b) for a, b in zip(p, q, strict=True))
-    return total
-
-
-def kl_by_torch(logits, ref_logits, mask, temperature):
-    p = torch.distributions.Categorical(logits=logits.float() / temperature)
-    with torch.no_grad():
-        q = torch.distributions.Categorical(logits=ref_logits.float() / temperature)
-    return torch.einsum("bt,bt->b", torch.distributions.kl_divergence(p, q), mask.float())
-
-
-def kl(of=(True, True), detach=True, swap=False, end=lambda x, m: (x * m).sum(-1)):
-    def answer(z, z_ref, mask, heat):
-        z = z / heat if of[0] else z
-        z_ref = z_ref / heat if of[1] else z_ref
-        log_p, log_q = z.log_softmax(-1), (z_ref.detach() if detach else z_ref).log_softmax(-1)
-        log_p, log_q = (log_q, log_p) if swap else (log_p, log_q)
-        return end((log_p.exp() * (log_p - log_q)).sum(-1), mask)
-
-    return answer
-
-
-WRONG_TEMPERATURE = [
-    (kl((True, False)), "the reference is at temperature 1"),
-    (kl((False, True)), "the policy is at temperature 1"),
-    (kl((False, False)), "the temperature is missing"),
-    (lambda z, r, m, t: kl()(z, r, m, 1 / t), "multiplied by T"),
-    (lambda z, r, m, t: kl()(z, r, m, 1) / t, "divided by T"),
-    (kl(detach=False), "reaches ref_logits: detach"),
-    (kl(swap=True), "arguments are swapped"),
-    (kl(end=lambda x, m: -(x * m).sum(1)), "KL's sign is wrong"),
-    (kl(end=lambda x, m: x.sum(1)), "the padding counts: cut it off"),
-    (kl(end=lambda x, m: (x * m).sum(1) / m.sum(1)), "averaged over the steps"),
-    (kl(end=lambda x, m: (x * m).sum(1).mean()), "shape is not right"),
-    (kl(end=lambda x, m: x * m), "shape is not right"),
-    (lambda *a: kl()(*a).detach(), "the KL has no gradient: "),
-]
-
-
 RIGHT = {
+    "07-lost": [lost_by_pairs, lost_by_the_largest, lost()],
     "07-attention": [
-        attend_in_loops,
-        attend_with_a_large_number,
-        attend_by_torch,
-        attend(),
-        attend_as_lists,
+        weights_in_loops,
+        weights_with_a_large_number,
+        weights_by_torch,
+        weights(),
+        weights(diagonal=True),
     ],
     "07-loss": [loss_by_torch, loss_in_loops, loss(), loss_as_a_matrix],
-    "07-temperature": [kl_in_loops, kl_by_torch, kl()],
 }
 
-WRONG = {
-    "07-attention": WRONG_ATTENTION,
-    "07-loss": WRONG_LOSS,
-    "07-temperature": WRONG_TEMPERATURE,
-}
+WRONG = {"07-lost": WRONG_LOST, "07-attention": WRONG_ATTENTION, "07-loss": WRONG_LOSS}
