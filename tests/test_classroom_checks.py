@@ -45,9 +45,8 @@ AXES = {
     "07-lost": "BTV BTV BTV BT",
     "07-attention": "BND BND BN",
     "07-loss": "BNV BN BT",
-    "08-votes": "RN RN N",
     "08-loss": "N N N N",
-    "08-end": "BC BT",  # C columns: one more than tokens
+    "08-scale": "GN K",
     "08-unit": "N N",
     "09-roll-out": "V VV BT",
     "09-surrogate": "BT BT B BT",
