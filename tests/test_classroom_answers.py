@@ -109,7 +109,7 @@ NEVER_NEGATIVE = {
     "04-left-to-earn": [1],
     "04-diagnose": [0, 1],
     "04-controller": [0],
-    "06-left": [0, 1],
+    "06-left": [0],
     "06-whose-kl": [0],
     "06b-follow-up": [0],
     "06b-fault": [0],
