@@ -132,6 +132,10 @@ WRONG_OBJECTIVES = [
     (lambda x, q, r, b: objective_in_loops(x, q, r, b).item(), "no gradient reaches"),
     (lambda x, q, r, b: objective_in_loops(x, q, r.detach(), b), "no gradient reaches rewards"),
     (lambda x, q, r, b: r.mean() - b * log_kl(x, q), "averaged over the words"),
+    (
+        lambda x, q, r, b: sum(r - b * (x.log_softmax(0) - q.log_softmax(0))),
+        "the words are not weighted",
+    ),
     (lambda x, q, r, b: x.softmax(0) @ r - b * kl(x.softmax(0), q.softmax(0)), "nan comes of 0"),
     (objective_by_xlogy, "the gradient is not right: nan comes of 0"),
     (lambda x, q, r, b: objective_in_loops(x, q, r, b)[None], "shape is not right"),

@@ -130,6 +130,7 @@ WRONG_GAE = [
     (partial(advantage, after=0, now=0), "the values are missing"),
     (partial(advantage, after=-1, now=-1), "the two are swapped"),
     (partial(advantage, order=iter), "earlier surprises"),
+    (lambda *z: advantage_by_powers(*z)[::-1], "put each new one at the front"),
     (lambda *z: advantage(*z).abs(), "take no abs"),
     (lambda *z: advantage(*z).relu(), "do not cut it off"),
     (lambda *z: advantage(*z)[:-1], "shape is not right"),

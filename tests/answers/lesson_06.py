@@ -36,6 +36,12 @@ WRONG_LEFT = [
     (partial(left, share=lambda x: x.exp().sum() ** 2 / (x.exp() ** 2).sum() / len(x)), "exp(800)"),
     (partial(left, share=lambda x: 1 / (x.exp() ** 2).mean()), "holds where the mean ratio is 1"),
     (partial(left, share=lambda x: 1 / (x.softmax(0) ** 2).sum()), "this is a size"),
+    (
+        partial(left, share=lambda x: 1 / (x.clamp(-700, 700).softmax(0) ** 2).sum() / len(x)),
+        "the value is not right",
+    ),
+    (lambda new, old: left(new.clamp(min=-300), old), "the value is not right"),
+    (lambda new, old: left(new, old.clamp(min=-300)), "the value is not right"),
     (lambda new, old: left(old, new), "upside down"),
     (partial(left, whole=lambda x: x.flatten()), "each token has a ratio of its own"),
     (partial(left, whole=lambda x: x.mean(1)), "not their mean"),

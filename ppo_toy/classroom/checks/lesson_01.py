@@ -93,6 +93,8 @@ OBJECTIVE = Exercise(
             lambda x, ref, r, beta: _j(x.softmax(-1), x, ref, 0 * r, beta),
         "the KL's arguments are swapped: the policy stands first":
             lambda x, ref, r, beta: x.softmax(-1) @ r - beta * _kl(ref, x),
+        "the words are not weighted: each counts with its probability under the policy":
+            lambda x, ref, r, beta: (r - beta * log_ratio(x, ref)).sum(),
         "the reward is averaged over the words, not over the policy":
             lambda x, ref, r, beta: r.mean() - beta * _kl(x, ref),
         "the expectation is the reference's, not the policy's":

@@ -126,6 +126,8 @@ GAE = Exercise(
             partial(_credit, delta=lambda r, v, after: r + v - after),
         "it adds up earlier surprises: run from the last one to the first":
             partial(_credit, turn=lambda x: x.flip(0)),
+        "these are in the order they were found in: put each new one at the front":
+            lambda *z: _credit(*z).flip(0),
     },
 )  # fmt: skip
 
