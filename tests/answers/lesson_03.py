@@ -155,46 +155,44 @@ WRONG_FORMS = [
 # Exercise 03-omission.
 
 
-def omission_by_differentiation(theta, theta_ref, earned, owed, price, found):
-    theta = theta.clone().requires_grad_()
+def omission_by_differentiation(pi, k1, earned, owed, price, found):
+    theta = pi.log().requires_grad_()
     p = theta.softmax(0)
-    terms = p @ earned, -price * kl_of(theta, theta_ref), -price * (p @ owed)
+    terms = p @ earned, -price * kl_of(theta, pi.log() - k1), -price * (p @ owed)
     r, d, f = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in terms)
     lacks = r + d + f - found  # the part that is not there
     sizes = [(part - lacks).norm() for part in (0 * r, r, d, f)]
     return lacks.norm() / (r + d + f).norm(), sizes.index(min(sizes))
 
 
-def omission_in_numpy(logits, ref_logits, reward_after, kl_after, beta, found):
-    p, q = (np.exp(x.numpy()) / np.exp(x.numpy()).sum() for x in (logits, ref_logits))
-    jacobian = np.diag(p) - np.outer(p, p)
-    r, d, f = (
-        jacobian @ x
-        for x in (reward_after.numpy(), -beta * np.log(p / q), -beta * kl_after.numpy())
-    )
-    off = np.linalg.norm(found.numpy() - np.stack([r + d + f, d + f, r + f, r + d]), axis=1)
+def omission_in_numpy(p, log_ratio, reward_after, kl_after, beta, found):
+    p, x, r, k, g = (y.numpy() for y in (p, log_ratio, reward_after, kl_after, found))
+    r, d, f = ((np.diag(p) - np.outer(p, p)) @ y for y in (r, -beta * x, -beta * k))
+    off = np.linalg.norm(g - np.stack([r + d + f, d + f, r + f, r + d]), axis=1)
     return off[0] / np.linalg.norm(r + d + f), off.argmin()
 
 
-def diagnosed(x, q, r, k, b, found, *, part=lambda p, y: p * (y - p @ y), sign=-1, unit=None):
-    p, x, q = x.softmax(0), x.log_softmax(0), q.log_softmax(0)
-    parts = [part(p, y) for y in (r, -b * (x - q), sign * b * k)]
+def diagnosed(
+    p, x, r, k, b, found, *, part=lambda p, y: p * (y - p @ y), signs=(-1, -1), unit=None
+):
+    parts = [part(p, y) for y in (r, signs[0] * b * x, signs[1] * b * k)]
     whole = sum(parts)
     off = torch.stack([(found - whole + y).norm() for y in (0, *parts)])
     return off[0] / (whole.norm() if unit is None else unit(whole, found)), off.argmin()
 
 
 WRONG_OMISSIONS = [
-    (lambda *z: diagnosed(*z, part=lambda p, y: p * y), "the mean is missing"),
-    (lambda *z: diagnosed(*z, part=lambda p, y: p * (y - y.mean())), "weighted by π"),
-    (lambda *z: diagnosed(*z, sign=1), "the future KL is added"),
-    (lambda *z: diagnosed(*z[:4], -z[4], z[5]), "both KLs are added"),
+    (lambda *z: diagnosed(*z, part=lambda p, y: p * y), "the value is not right"),
+    (lambda *z: diagnosed(*z, part=lambda p, y: p * (y - y.mean())), "the value is not right"),
+    (lambda *z: diagnosed(*z, signs=(-1, 1)), "the future KL is added"),
+    (lambda *z: diagnosed(*z, signs=(1, -1)), "the direct term is added"),
+    (lambda *z: diagnosed(*z, signs=(1, 1)), "both KLs are added"),
     (lambda *z: diagnosed(*z[:2], z[2] * z[4], *z[3:]), "the value is not right"),
     (lambda *z: diagnosed(*z, unit=lambda w, f: f.norm()), "length of the true gradient"),
     (lambda *z: diagnosed(*z, unit=lambda w, f: 1.0), "the value is not right"),
     (lambda *z: [y + n for n, y in enumerate(diagnosed(*z))], "0 stands for nothing missing"),
     (lambda *z: diagnosed(*z[:4], 1.0, z[5]), "β is missing"),
-    (lambda x, q, *z: diagnosed(q, x, *z), "the value is not right"),
+    (lambda p, x, *z: diagnosed(p, (p @ x).expand(len(x)), *z), "the value is not right"),
     (lambda *z: diagnosed(*z)[::-1], "the value is not right"),
     (lambda *z: diagnosed(*z)[0], "the shape is not right"),
     (lambda *z: (diagnosed(*z)[0], 0), "the value is not right"),

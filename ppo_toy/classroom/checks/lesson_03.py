@@ -130,19 +130,22 @@ FORM_A = Exercise(
 def _code(generator: Generator, k: int) -> dict:
     """Cases 0 to 3 lack the term of that number, 0 none; the others lack any."""
     logits, ref_logits, reward_after = normal(3, *sizes(k, 1, low=3), generator=generator)
-    case = {"logits": logits, "ref_logits": ref_logits, "reward_after": reward_after}
-    case["kl_after"] = normal(len(logits), generator=generator).abs()
+    case = {"p": logits.softmax(-1), "log_ratio": log_ratio(logits, ref_logits)}
+    case |= {
+        "reward_after": reward_after,
+        "kl_after": normal(len(logits), generator=generator).abs(),
+    }
     case["beta"] = uniform(0.5, 1.5, generator)
     parts = _parts(**case)
     lacks = k if k < 4 else int(torch.randint(1, 4, (), generator=generator))
     return case | {"found": parts.sum(0) - (parts[lacks - 1] if lacks else 0)}
 
 
-def _parts(logits, ref_logits, reward_after, kl_after, beta):
+def _parts(p, log_ratio, reward_after, kl_after, beta):
     """The three terms, by automatic differentiation of J, a sum over the first token."""
-    theta = logits.detach().clone().requires_grad_()
-    p = theta.softmax(-1)
-    terms = torch.stack([p @ reward_after, -beta * _kl(theta, ref_logits), -beta * (p @ kl_after)])
+    theta = p.log().requires_grad_()
+    pi, kl = theta.softmax(-1), _kl(theta, p.log() - log_ratio)
+    terms = (pi @ reward_after, -beta * kl, -beta * (pi @ kl_after))
     return torch.stack([torch.autograd.grad(x, theta, retain_graph=True)[0] for x in terms])
 
 
@@ -152,17 +155,16 @@ def _verdict(parts, found, by=lambda whole, found: whole):
     return off[0] / by(whole, found).norm(), off.argmin()
 
 
-def _omission(logits, ref_logits, reward_after, kl_after, beta, found):
-    return _verdict(_parts(logits, ref_logits, reward_after, kl_after, beta), found)
+def _omission(*given):
+    return _verdict(_parts(*given[:-1]), given[-1])
 
 
 def _diagnose(
-    x, q, r, later, b, found, *, lean=lambda p, x: p * (x - p @ x), k1=log_ratio, brake=1.0,
-    ahead=1.0, by=lambda whole, found: whole, first=0,
+    p, k1, r, later, b, found, *, direct=1.0, ahead=1.0, by=lambda whole, found: whole, first=0
 ):  # fmt: skip
     """On paper, where every term is E[what is paid times the score]; or something else."""
-    paid = (r, -b * brake * k1(x, q), -b * brake * ahead * later)
-    error, missing = _verdict(torch.stack([lean(x.softmax(-1), each) for each in paid]), found, by)
+    paid = (r, -b * direct * k1, -b * ahead * later)
+    error, missing = _verdict(torch.stack([p * (x - p @ x) for x in paid]), found, by)
     return error, missing + first
 
 
@@ -173,14 +175,11 @@ OMISSION = Exercise(
     n_cases=6,
     own=("gradient", "exact", "referee", "kl_divergence"),
     mistakes={
-        "a score is one-hot less π: the mean is missing": partial(_diagnose, lean=torch.mul),
-        "the mean over the first token is weighted by π":
-            partial(_diagnose, lean=lambda p, x: p * (x - x.mean())),
-        "β is missing": lambda *z: _diagnose(*z, brake=1 / z[4]),
-        "both KLs are added; they have to be subtracted": partial(_diagnose, brake=-1),
-        "the future KL is added; it has to be subtracted": partial(_diagnose, ahead=-1),
-        "the log-ratio is policy less reference":
-            partial(_diagnose, k1=lambda x, q: log_ratio(q, x)),
+        "β is missing": lambda *z: _diagnose(*z[:4], 1.0, z[5]),
+        "both KLs are added; they have to be subtracted":
+            partial(_diagnose, direct=-1.0, ahead=-1.0),
+        "the future KL is added; it has to be subtracted": partial(_diagnose, ahead=-1.0),
+        "the direct term is added; it has to be subtracted": partial(_diagnose, direct=-1.0),
         "divide by the length of the true gradient":
             partial(_diagnose, by=lambda whole, found: found),
         "0 stands for nothing missing, 1 for the reward": partial(_diagnose, first=1),
