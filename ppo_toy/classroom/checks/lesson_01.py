@@ -122,6 +122,7 @@ def _at_a_top(generator: Generator, k: int) -> dict:
     used = uniform(0.1, 0.2, generator) if k == 3 else uniform(0.4, 2.5, generator)
     if k in (1, 2):
         rewards[1 if k == 1 else -1] = rewards[0]
+        rewards[2 if k == 1 else 1] = rewards[0] + 0.5  # never all the same
     p = (ref_logits.log_softmax(-1) + rewards / used).softmax(-1)
     return {"p_ref": ref_logits.softmax(-1), "p": p, "rewards": rewards}
 

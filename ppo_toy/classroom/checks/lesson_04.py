@@ -136,6 +136,7 @@ def _batch(generator: Generator, k: int) -> dict:
     """The KL is above, below and about the target, and below 0."""
     b, t = sizes(k, 2)
     mask, kl = random_mask(b, t, generator), normal(b, t, generator=generator)
+    kl[0, 0] -= 6  # so that this one is below 0 whatever is added
     kl_target = uniform(1, 2, generator)
     lacks = kl_target * (2.1, -1.1, 0.9, 1.05)[k] - _per_response(kl, mask)
     kl = (kl + lacks * b / mask.sum()).round(decimals=3).masked_fill(~mask, 99)
