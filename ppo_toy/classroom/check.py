@@ -42,14 +42,13 @@ class Case:
         arguments: by name, in the order in which they are passed; tensors in double precision.
         differentiate: names of the tensors for which the gradient is looked at.
         shapes: of the things that are to be returned, () for a number; None if all are welcome.
-        ask: of an open exercise: what calls the answer in place of `outcome`, a function of
-            `probe`, from the answer and the arguments to pairs (what it is, numbers).
+        ask: of an open exercise: one of `probe`'s functions, which asks the answer for numbers.
     """
 
     arguments: dict[str, Any]
     differentiate: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...] | None = None
-    ask: Callable[..., list[tuple[str, Tensor]]] | None = None
+    ask: Callable[..., dict[str, Tensor]] | None = None
 
 
 def check(name: str, answer: Callable[..., Any]) -> None:
@@ -138,7 +137,7 @@ def outcome(answer: Callable[..., Any], case: Case) -> list[tuple[str, Tensor]]:
     """
     __tracebackhide__ = True
     if case.ask:
-        return case.ask(answer, **case.arguments)
+        return [*case.ask(answer, **case.arguments).items()]
     given = copy.deepcopy(case.arguments)
     leaves = {name: given[name].requires_grad_() for name in case.differentiate}
     # A clone may be written to, so that this can be found out and named.

@@ -1,8 +1,4 @@
-"""An exercise with no stored answer: what an answer gives is judged by the truth.
-
-In the cage the check prints numbers; outside they are read and judged. Whatever else was printed
-counts for nothing.
-"""
+"""An exercise with no stored answer: the numbers that an answer gives are judged by the truth."""
 
 import re
 import zlib
@@ -20,19 +16,16 @@ LINE = re.compile(r"case 1, (\w+) \[([\d, ]*)\]: (.*)")
 
 @dataclass(frozen=True)
 class OpenExercise:
-    """One open exercise.
+    """One open exercise; `name` and `own` as of an `Exercise`.
 
     Attributes:
-        name: its id, as of an `Exercise`.
         ask: one of `probe`'s functions: from the answer and a seed to named numbers.
-        judge: from the seed and these numbers, by name, to one sentence: what is not yet so; or
-            None.
+        judge: from the seed and these numbers to what is not yet so, one sentence, or None.
         right: what the check says if there is none.
-        own: as of an `Exercise`.
     """
 
     name: str
-    ask: Callable[..., list[tuple[str, Tensor]]]
+    ask: Callable[..., dict[str, Tensor]]
     judge: Callable[..., str | None]
     right: str
     own: tuple[str, ...] = ()
@@ -53,7 +46,7 @@ class OpenExercise:
             return str(failure)
 
     def diagnosis(self, lines: Sequence[str], cases: Sequence[Case]) -> str | None:
-        """Judges what was printed; numbers that are missing, or are none, are an error."""
+        """Judges the numbers that were printed, and no other word; any error says they are none."""
         numbers = {}
         for name, shape, shown in (m.groups() for m in map(LINE.fullmatch, lines) if m):
             values = torch.tensor([float(x) for x in shown.split()], dtype=torch.float64)

@@ -1,7 +1,8 @@
-"""What an open answer is asked, wherever it runs: numbers by which the truth can judge it.
+"""What an open answer is asked, wherever it runs: named numbers by which the truth can judge it.
 
-Each function calls an answer and returns pairs (name, numbers). None of them judges, and none
-knows a solution, so the cage holds them too.
+Nothing here judges, or knows a solution, so the cage holds it too. A world's numbers are the
+`rewards` of all N responses to each prompt, [n, N], and the prompts' `weights`, [n]; a run's are
+these, what both policies make of each response, `log_ref` and `log_p`, [n, N], and its `beta`.
 """
 
 import inspect
@@ -21,68 +22,51 @@ from ppo_toy.referee import verdict
 from ppo_toy.rules import Problem, as_rule, batch_gradients, expected_gradient, random_problem
 from ppo_toy.trajectories import enumerate_all, log_probs
 
-MOST = 5_000  # responses to all prompts together: what the check lists and prints
-Numbers = list[tuple[str, Tensor]]
+MOST = 5_000  # responses to all prompts together
 
 
-def of_world(my_world: Callable[[], Any], seed: int) -> Numbers:
-    """The reward of every response, [n, N], and the weight of each prompt, [n]."""
-    return _at_the_door(_listed, my_world())
+def of_world(my_world: Callable[[], Any], seed: int) -> dict[str, Tensor]:
+    """Numbers of a world."""
+    return _at_the_door(_world, my_world())
 
 
-def of_run(my_run: Callable[..., Any], seed: int) -> Numbers:
-    """Of a run with the answer's own beta: its world, and both policies' log-probabilities."""
-    return _end(my_run, seed, _beta(my_run))[1]
+def of_run(my_run: Callable[..., Any], seed: int) -> dict[str, Tensor]:
+    """Numbers of a run with the beta that is its own."""
+    return _run(my_run, seed, 1)[1]
 
 
-def of_loss(my_loss: Callable[..., Tensor], seed: int) -> Numbers:
-    """Expected gradients in `problems`, variances in `noisy`, numbers of the referee's names."""
-    rule = _at_the_door(as_rule, my_loss, loss=True)
-    told = _at_the_door(verdict, my_loss, loss=True, seed=seed % 1000).faults
-    gradients = [expected_gradient(rule, case) for case in problems(seed)]
-    spread = torch.stack([variance(rule, case) for case in noisy(seed)])
-    faults = torch.tensor([list(FAULTS).index(name) for name in told])
-    return [*_numbered("gradient", gradients), ("spread", spread), ("faults", faults)]
-
-
-def of_prediction(mine: tuple[Callable, Callable], seed: int) -> Numbers:
-    """R, KL and J as predicted from a run, [3]; then the end of a run with twice its beta."""
-    my_run, my_prediction = mine
-    beta = _beta(my_run)
-    made, _ = _end(my_run, seed, beta)
-    said = my_prediction(*made, beta)
+def of_prediction(mine: tuple[Callable, Callable], seed: int) -> dict[str, Tensor]:
+    """What is `said` after a run, [3], then the numbers of a run with twice its beta."""
+    made, numbers = _run(mine[0], seed, 1)
+    said = mine[1](*made, numbers["beta"].item())
     try:
         said = torch.stack([torch.as_tensor(x).detach().double().reshape(()) for x in said])
     except (TypeError, ValueError, RuntimeError):
         raise CheckFailed(f"the prediction is {said!r}; due are three numbers: R, KL, J") from None
-    return [("said", said), *_end(my_run, seed + 1, 2 * beta)[1]]
+    return {"said": said} | _run(mine[0], seed + 1, 2)[1]
 
 
-def problems(seed: int) -> list[Problem]:
-    """Those of the referee's kinds: every way in which a batch can differ from another."""
-    seed = 4 * (seed % 10**9)
-    return [
-        random_problem(seed, None, beta=0.5),
-        random_problem(seed + 1, 2, beta=0.8),
-        random_problem(seed + 2, 2, beta=0.6, prompts=range(3)),
-        random_problem(seed + 3, None, beta=0.3, far=12.0),
-    ]
+def of_loss(my_loss: Callable[..., Tensor], seed: int) -> dict[str, Tensor]:
+    """Mean gradients and variances in `problems`, and the numbers of the referee's names."""
+    faults = _at_the_door(verdict, my_loss, loss=True, seed=seed % 1000).faults
+    rule, (due, noisy) = as_rule(my_loss, loss=True), problems(seed)
+    means = {f"mean_{k}": expected_gradient(rule, case) for k, case in enumerate(due)}
+    spread = torch.stack([variance(rule, case) for case in noisy])
+    return means | {"spread": spread, "faults": torch.tensor([[*FAULTS].index(x) for x in faults])}
 
 
-def noisy(seed: int) -> list[Problem]:
-    """Problems in which most of J is the penalty."""
-    return [random_problem(8 * (seed % 10**9) + k, 2, beta=2.0) for k in range(8)]
+def problems(seed: int) -> tuple[list[Problem], list[Problem]]:
+    """Four of the referee's kinds, and eight in which most of J is the penalty."""
+    seed = 16 * (seed % 10**9)
+    kinds = (None, 0.5), (2, 0.8), (2, 0.6, 1.0, range(3)), (None, 0.3, 12.0)
+    due = [random_problem(seed + k, *kind) for k, kind in enumerate(kinds)]
+    return due, [random_problem(seed + k, 2, beta=2.0) for k in range(4, 12)]
 
 
 def variance(rule: Callable[..., Tensor], case: Problem) -> Tensor:
     """Returns the mean squared distance of a batch's gradient from the mean gradient, []."""
     p, _, gradients = batch_gradients(rule, case)
-    apart = gradients - torch.einsum("g,gsv->sv", p, gradients)
-    return p @ apart.square().flatten(1).sum(dim=1)
-
-
-def _numbered(name: str, numbers: list[Tensor]) -> Numbers:
-    return [(f"{name}_{k}", x) for k, x in enumerate(numbers)]
+    return p @ (gradients - torch.einsum("g,gsv->sv", p, gradients)).square().flatten(1).sum(dim=1)
 
 
 def _at_the_door(look: Callable[..., Any], *given: Any, **options: Any) -> Any:
@@ -92,43 +76,40 @@ def _at_the_door(look: Callable[..., Any], *given: Any, **options: Any) -> Any:
         raise CheckFailed(str(error)) from None
 
 
-def _listed(given: Any) -> Numbers:
-    world = known(given)
-    of_course = type(given).__module__.startswith("ppo_toy.")
-    if of_course or list(world.vocabulary) == ["yes", "no", "."]:  # README's
+def _world(given: Any) -> dict[str, Tensor]:
+    world, its_module = known(given), type(given).__module__
+    if its_module.startswith("ppo_toy.") or [*world.vocabulary] == ["yes", "no", "."]:  # README's
         raise ValueError("this world is the course's; bring one of your own")
     responses, _ = list_responses(world)
     shape = len(world.prompts), len(responses)
-    if (count := math.prod(shape)) > MOST:
-        raise ValueError(f"this world has {count:,} responses; bring one of at most {MOST:,}")
+    if math.prod(shape) > MOST:
+        raise ValueError(
+            f"this world has {math.prod(shape):,} responses; bring one of at most {MOST:,}"
+        )
     pairs = world.prompts.repeat_interleave(shape[1], dim=0), responses.repeat(shape[0], 1)
-    rewards, again = (rewards_of(world, *(x.clone() for x in pairs)).double() for _ in range(2))
+    rewards, again = (rewards_of(world, *(x.clone() for x in pairs)) for _ in range(2))
     if not torch.equal(rewards, again):
         raise ValueError("the reward gives two answers to one question; chance is the policy's")
-    return [("rewards", rewards.view(shape)), ("weights", world.prompt_weights)]
+    return {"rewards": rewards.view(shape).double(), "weights": world.prompt_weights}
 
 
-def _beta(my_run: Callable[..., Any]) -> float:
-    beta = inspect.signature(my_run).parameters.get("beta")
-    if beta is None or not isinstance(beta.default, Real) or not 0 < beta.default < math.inf:
+def _run(my_run: Callable[..., Any], seed: int, times: int) -> tuple[Any, dict[str, Tensor]]:
+    beta = getattr(inspect.signature(my_run).parameters.get("beta"), "default", None)
+    if not isinstance(beta, Real) or not 0 < beta < math.inf:
         raise CheckFailed("my_run's beta has no positive number for a default; write yours there")
-    return float(beta.default)
-
-
-def _end(my_run: Callable[..., Any], seed: int, beta: float) -> tuple[Any, Numbers]:
-    made = my_run(torch.Generator().manual_seed(seed), beta=beta)
+    made = my_run(torch.Generator().manual_seed(seed), beta=times * beta)
     if not isinstance(made, tuple | list) or len(made) != 3:
         raise CheckFailed("my_run returns three things: the world, the reference, the policy")
-    return made, _at_the_door(_tables, *made, beta)
+    beta = torch.tensor(times * beta, dtype=torch.float64)
+    return made, _at_the_door(_tables, *made) | {"beta": beta}
 
 
 @torch.no_grad()
-def _tables(world: Any, reference: Any, policy: Any, beta: float) -> Numbers:
-    listed = _listed(world)
-    check_policies(known(world), policy=policy, reference=reference)
+def _tables(given: Any, reference: Any, policy: Any) -> dict[str, Tensor]:
+    numbers, world = _world(given), known(given)
+    check_policies(world, policy=policy, reference=reference)
     if getattr(policy, "runs", ()):
         raise ValueError("the policy has an axis of runs; a single run is due")
-    batch = enumerate_all(reference, world)
-    of = {"log_ref": reference, "log_p": policy}
-    logs = [(k, log_probs(x, batch).double().sum(1).view_as(listed[0][1])) for k, x in of.items()]
-    return [*listed, *logs, ("beta", torch.tensor(beta, dtype=torch.float64))]
+    batch, shape = enumerate_all(reference, world), numbers["rewards"].shape
+    log_ref, log_p = (log_probs(x, batch).double().sum(1).view(shape) for x in (reference, policy))
+    return numbers | {"log_ref": log_ref, "log_p": log_p}

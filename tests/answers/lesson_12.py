@@ -10,7 +10,7 @@ from torch import nn
 from ppo_toy import exact
 from ppo_toy.objectives import penalized_objective
 from ppo_toy.policies import TabularPolicy, freeze
-from ppo_toy.training import train
+from ppo_toy.training import Schedule, train
 from ppo_toy.trajectories import enumerate_all, log_probs, per_step_kl, sample, score
 from ppo_toy.worlds import TokenSequence
 
@@ -103,12 +103,13 @@ class Purse(nn.Module):
         return self.table((which * 5 + torch.arange(paid.shape[1])) * 21 + paid)
 
 
-def trained(generator, beta, *, world=Change, policy=Purse, steps=200, frozen=True, **options):
-    settings = {"batch_size": 256, "learning_rate": 0.05, "beta": beta} | options
+def trained(generator, beta, *, world=Change, policy=Purse, steps=120, frozen=True, **options):
+    settings = {"batch_size": 256, "learning_rate": 0.1, "beta": beta} | options
     world, policy = world(), policy()
     reference = freeze(policy)
     if steps:
-        train(policy, reference, world, steps=steps, generator=generator, **settings)
+        settings |= {"steps": steps, "schedule": Schedule(anneal=True)}
+        train(policy, reference, world, generator=generator, **settings)
     return world, reference if frozen else policy, policy
 
 
