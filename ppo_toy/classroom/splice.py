@@ -150,7 +150,7 @@ def _take_others(
         helpers = needed(answer, {k: x for k, x in own.items() if k < places[name]})
         taken.helpers[name] = [without_markers(helper) for helper in helpers.values()]
         added = {k: x for k, x in added.items() if k not in helpers}
-        if along := ", ".join(str(k + 1) for k in helpers):
+        if along := ", ".join(str(k + 1) for k in helpers if k not in places.values()):
             taken.remarks.append(f"{name}: cells that it uses were taken along: {along}")
     known = {id for name in reference.questions for id in (name, f"{name}-check")}
     if strangers := {str(name) for cell in cells if (name := grade_id(cell))} - known:
@@ -167,11 +167,7 @@ def _take_others(
 
 
 def spliced(
-    reference: Reference,
-    name: str,
-    answer: str,
-    expected: str | None,
-    helpers: Sequence[str] = (),
+    reference: Reference, name: str, answer: str, expected: str | None, helpers: Sequence[str] = ()
 ) -> NotebookNode:
     """Returns a notebook with one answer and its check, and what the reference gives before.
 

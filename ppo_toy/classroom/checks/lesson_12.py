@@ -119,14 +119,13 @@ def _judge_prediction(seed: int, said: Tensor, **numbers: Tensor) -> str | None:
         return f"the run with twice the beta: {end}"
     if said.shape != (3,) or not said.isfinite().all():
         return "the prediction is three finite numbers: R, KL, J"
-    said = said.tolist()
-    return _how_wrong(*said, numbers["beta"].item(), end) if _off(said, end) else None
+    return _how_wrong(*said.tolist(), numbers["beta"].item(), end) if _off(said, end) else None
 
 
 def _off(said: Iterable[float], end: End) -> dict[str, float]:
     """Which of R, KL and J are too far off, and by how much of what the run changed."""
     there, start = (torch.tensor([x.reward, x.kl, x.objective]) for x in (end.reached, end.start))
-    off = ((torch.tensor(said) - there) / (there - start)).tolist()
+    off = ((torch.as_tensor(said) - there) / (there - start)).tolist()
     return {name: x for name, x in zip(NEAR, off, strict=True) if abs(x) > NEAR[name]}
 
 
@@ -179,14 +178,13 @@ def _plain(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:  # noqa: AN
     return -(log_probs * (rewards[:, None] - beta * to_pay) * mask).sum(1).mean()
 
 
-_WORDS = {  # what each check says in the end
-    "world": (_judge_world, "it passes the door, and every response is listed"),
-    "run": (_judge_run, "95 % of what there is to earn is reached"),
-    "loss": (_judge_loss, "the referee finds no fault, and it is calm"),
-    "prediction": (_judge_prediction, "the run with twice the beta ends where you said"),
-}
-OWN = ("TokenBandit", "TokenSequence", "ToyReviews")
 EXERCISES = [
-    OpenExercise(f"12-{name}", getattr(probe, f"of_{name}"), *words, OWN)
-    for name, words in _WORDS.items()
-]
+    OpenExercise(f"12-{name}", getattr(probe, f"of_{name}"), *others)
+    for name, *others in (
+        ("world", _judge_world, "it passes the door, and every response is listed",
+            ("TokenBandit", "TokenSequence", "ToyReviews")),
+        ("run", _judge_run, "95 % of what there is to earn is reached", ("optimum",)),
+        ("loss", _judge_loss, "the referee finds no fault, and it is calm", ("gradient",)),
+        ("prediction", _judge_prediction, "the run with twice the beta ends where you said"),
+    )
+]  # fmt: skip
