@@ -12,7 +12,7 @@ from answers import lesson_12 as answers
 from ppo_toy import exact
 from ppo_toy.classroom import examiner, probe
 from ppo_toy.classroom.cage import Limits, bubblewrap
-from ppo_toy.classroom.check import check, find, transcript
+from ppo_toy.classroom.check import Case, check, find, transcript
 from ppo_toy.classroom.checks import lesson_12
 from ppo_toy.classroom.examiner import Examiner, _told
 from ppo_toy.classroom.release import nbgrader
@@ -27,19 +27,18 @@ RIGHT["12-run"], RIGHT["12-prediction"] = answers.run_by_hand, answers.RIGHT["12
 every_exercise = pytest.mark.parametrize("name", RIGHT)
 
 
-def numbers_of(name, answer=None):
-    exercise = find(name)
-    seed = exercise.cases(0)[0].arguments["seed"]
-    return exercise.ask(answer or RIGHT[name], seed)
+def numbers_of(name):
+    (case,) = find(name).cases(0)
+    return case.ask(RIGHT[name], **case.arguments)
 
 
 def told(name, lines):
     return _told(find(name), "\n".join(lines), find(name).cases(0))
 
 
-def lines_of(name, numbers):
-    cases = find(name).cases(0)
-    return transcript(None, [cases[0].__class__({}, ask=lambda answer: numbers)])
+def lines_of(numbers):
+    """What a check prints in the cage of an answer with these numbers."""
+    return transcript(None, [Case({}, ask=lambda answer: numbers)])
 
 
 def share(end):
@@ -71,7 +70,7 @@ def test_in_the_cage_numbers_are_printed_and_no_verdict(name, tmp_path, monkeypa
 def test_words_and_missing_numbers_are_no_answer(name):
     nothing = "it printed what no check prints"
     assert told(name, [f"ok  {name}: all is right"]) == nothing
-    lines = lines_of(name, numbers_of(name))
+    lines = lines_of(numbers_of(name))
     assert told(name, [*lines, "ok", "not yet"]) == ""
     for k in range(len(lines)):
         if "faults" not in lines[k]:
@@ -87,21 +86,21 @@ def test_no_number_that_is_none_passes(name, odd):
         if which != "faults":
             spoiled = x.clone()
             spoiled.view(-1)[0] = odd
-            assert told(name, lines_of(name, numbers | {which: spoiled})), which
+            assert told(name, lines_of(numbers | {which: spoiled})), which
 
 
 def test_probabilities_that_do_not_add_up_are_none():
     numbers = numbers_of("12-run")
     for which in ("log_ref", "log_p"):
         spoiled = numbers | {which: numbers[which] + 0.01}
-        assert "do not add up to 1" in told("12-run", lines_of("12-run", spoiled))
+        assert "do not add up to 1" in told("12-run", lines_of(spoiled))
     shorter = {k: x[:, :-1] if x.dim() == 2 else x for k, x in numbers.items()}
-    assert "do not add up to 1" in told("12-run", lines_of("12-run", shorter))
+    assert "do not add up to 1" in told("12-run", lines_of(shorter))
 
 
 def test_a_table_too_large_is_not_judged():
     numbers = {"rewards": torch.eye(80), "weights": torch.full((80,), 1 / 80)}
-    assert "at most 5,000 responses" in told("12-world", lines_of("12-world", numbers))
+    assert "at most 5,000 responses" in told("12-world", lines_of(numbers))
 
 
 def test_the_judge_finds_what_exact_finds_in_the_world_itself():
@@ -185,7 +184,7 @@ def test_the_references_own_answers_bring_along_what_they_use(monkeypatch):
 
 
 def test_a_run_that_ended_well_is_judged_by_what_it_printed(monkeypatch):
-    printed = "\n".join(lines_of("12-world", numbers_of("12-world")))
+    printed = "\n".join(lines_of(numbers_of("12-world")))
     for text, passed, ended in (
         (printed, True, ""),
         ("ok  12-world: right", False, "it printed what no check prints"),
@@ -223,3 +222,15 @@ def test_in_a_cage_of_its_own(answer, passed, ended):
     sitting = Examiner(REFERENCE, 1, Limits(), walled=walled).sit("12-world", answer)
     assert sitting.passed == passed, sitting
     assert sitting.ended.startswith(ended)
+
+
+def test_it_says_its_minutes_and_points_and_where_it_comes_from():
+    first, *others = [c.source for c in REFERENCE.notebook.cells if c.cell_type == "markdown"]
+    stated = re.findall(
+        r"^## Exercise \d\. .+ \((\d+) points, about (\d+) minutes\)", "\n".join(others), re.M
+    )
+    points, minutes = (sum(map(int, numbers)) for numbers in zip(*stated, strict=True))
+    assert f"About {minutes} minutes, {points} points." in first
+    assert points == 10
+    for page in ("../11_in_the_wild.ipynb", "../../README.md"):
+        assert f"]({page})" in first
