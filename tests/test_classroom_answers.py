@@ -99,7 +99,7 @@ def test_the_right_route_is_right_on_paper(name):
     torch.testing.assert_close(found, torch.tensor(right).double(), atol=5e-5, rtol=0)  # as printed
 
 
-EXERCISES = {name: find(name) for name, _ in RIGHT}
+EXERCISES = {name: find(name) for name, _ in RIGHT if find(name).route}  # not the open ones
 every_exercise = pytest.mark.parametrize("name", EXERCISES)
 
 # What can be returned and is never below 0, and 1 where it is never above: by exercise, the things.
