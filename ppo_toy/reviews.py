@@ -7,7 +7,7 @@ A review has up to four words from a vocabulary of 17 tokens, the full stop amon
 
 A full stop ends it; a review of four words has no room for one. No adjective is said twice. The
 grammar is a policy like any other, so what the corpus is drawn from is known exactly. A review's
-worth is composed out of the scores of its words, by the rules of Hutto and Gilbert (2014).
+worth is composed out of the scores of its words, with the constants of Hutto and Gilbert (2014).
 """
 
 from functools import cache
@@ -95,9 +95,9 @@ def compose(responses: Tensor, word_scores: Tensor) -> Tensor:
     Returns:
         In the unit of the scores, [B] or [R, B].
 
-    Source: Hutto and Gilbert (2014) and their code vaderSentiment 3.3.2: N_SCALAR, B_INCR and
-    `_but_check`. Left out: the smaller effect of a word further away, and the last step, which
-    squeezes the sum into (-1, 1).
+    Source: the constants are those of Hutto and Gilbert (2014), in their code vaderSentiment 3.3.2:
+    N_SCALAR, B_INCR and `_but_check`. The rule is simpler. There a "not" reaches back three words,
+    over an adjective too, and the sum is squeezed into (-1, 1) in the end.
     """
     ended = (responses == END).cumsum(dim=-1) > 0
     tokens = responses.masked_fill(ended, END)

@@ -200,6 +200,7 @@ def test_an_earlier_answer_is_taken_along_where_a_later_one_uses_it():
     taken = take(submission(**{"01_brake": ANSWER, "01_objective": answer}), REFERENCE)
     assert taken.helpers["01-objective"] == [ANSWER]
     assert not taken.helpers["01-brake"]
+    assert taken.remarks == []  # that is no cell of the learner's own
 
 
 def test_a_helper_that_is_too_long_or_holds_a_marker_is_no_way_round():

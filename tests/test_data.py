@@ -9,9 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.testing import assert_close
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from ppo_toy import data, reviews
 from ppo_toy.reviews import compose, decode, encode, encode_prompt
+from ppo_toy.trajectories import enumerate_all
+from ppo_toy.worlds import ToyReviews
 
 ROOT = Path(__file__).parents[1]
 CARD = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
@@ -165,9 +168,28 @@ def test_the_card_counts_what_there_is():
     assert f"in {alike:.1%}".replace("%", " %") in CARD
     cut = corpus.mask.all(dim=1) & (corpus.responses[:, -1] != reviews.END)
     assert f"{cut.double().mean():.1%}".replace("%", " %") + " of the reviews here are cut" in CARD
+    columns = (pairs.prompts, pairs.chosen, pairs.rejected)
+    asked = [(x, *sorted(two)) for x, *two in zip(*map(torch.Tensor.tolist, columns), strict=True)]
+    again = sum(pair in asked[:2500] for pair in asked[2500:])
+    assert f"Of the last 500 pairs, which are held out, {again} also stand" in CARD
     for name in READERS:
         rows = len(bytes_of(name).splitlines()) - 1
         assert f"| `{name}` | {rows:,} |" in CARD
+
+
+def test_the_card_says_how_far_the_rule_is_from_vaders_own():
+    world = ToyReviews(prompts=reviews.PROMPTS[:1])
+    language = enumerate_all(reviews.grammar, world)
+    language = language.responses[language.weights > 0]
+    judge = SentimentIntensityAnalyzer().polarity_scores
+    texts = [decode(review).removesuffix(" .") for review in language]
+    theirs = torch.tensor([judge(text)["compound"] for text in texts]).double()
+    ours = compose(language, data.read_ratings().mean(dim=0))
+    ours = ours / (ours**2 + 15).sqrt()  # its last step
+    otherwise = (ours - theirs).abs() > 2e-4  # it rounds to four decimals
+    turned = otherwise & (ours * theirs < 0)
+    assert f"{otherwise.sum()} of the {len(texts):,} reviews of the" in CARD
+    assert f"{turned.sum()} of them with the other sign" in CARD
 
 
 def test_the_licence_of_the_ratings_lies_beside_them():

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ppo_toy.classroom.cage import Limits
 from ppo_toy.classroom.cells import read_cells
 from ppo_toy.classroom.check import Case, transcript
+from ppo_toy.classroom.exercise import Exercise
 from ppo_toy.classroom.gradebook import Mark, Record
+from ppo_toy.classroom.open_ended import OpenExercise
 from ppo_toy.classroom.sitting import Sitting, plain, sit
 from ppo_toy.classroom.splice import (
     Reference,
@@ -34,19 +36,27 @@ class Examiner:
         """Draws the cases; see the class."""
         self.reference, self.seed, self.limits, self.walled = reference, seed, limits, walled
         self.cases: dict[str, list[Case]] = {}
-        self.expected: dict[str, str] = {}
+        self.expected: dict[str, str] = {}  # of the open ones nothing: they are judged afterwards
         for name, question in reference.questions.items():
             self.cases[name] = question.exercise.cases(seed)
-            lines = transcript(question.exercise.route, self.cases[name])
-            self.expected[name] = "\n".join(lines) + "\n"
+            if question.exercise.route:
+                lines = transcript(question.exercise.route, self.cases[name])
+                self.expected[name] = "\n".join(lines) + "\n"
 
     def sit(self, name: str, answer: str, helpers: Sequence[str] = ()) -> Sitting:
-        """Runs one answer after its helpers; once more if the run leaves no report."""
-        notebook = spliced(self.reference, name, answer, self.expected[name], helpers)
+        """Runs one answer after its helpers; once more if the run leaves no report.
+
+        An open answer that ran to its end is judged here, by the numbers that it printed.
+        """
+        notebook = spliced(self.reference, name, answer, self.expected.get(name), helpers)
         for _ in range(2):
             sitting = sit(notebook, name, self.cases[name], self.limits, walled=self.walled)
             if sitting.xml:
                 break
+        if name not in self.expected and sitting.passed:
+            exercise = self.reference.questions[name].exercise
+            fault = _told(exercise, sitting.printed, self.cases[name])
+            return replace(sitting, passed=not fault, ended=fault)
         return sitting
 
     def verify(self, pool: Executor) -> None:
@@ -56,8 +66,9 @@ class Examiner:
             ValueError: one of them does not get its points, so nobody could.
         """
         names = list(self.reference.questions)
-        answers = [self.reference.solution(name) for name in names]
-        for name, sitting in zip(names, pool.map(self.sit, names, answers), strict=True):
+        own = take(self.reference.notebook.cells, self.reference)  # an answer may use another
+        each = [own.answers[name] for name in names], [own.helpers[name] for name in names]
+        for name, sitting in zip(names, pool.map(self.sit, names, *each), strict=True):
             if not sitting.passed:
                 why = sitting.ended or f"it printed {plain(sitting.printed)!r}"
                 raise ValueError(f"the reference's own answer to {name} does not pass: {why}")
@@ -116,12 +127,16 @@ class Examination:
         if sitting.passed:
             return "right"
         if sitting.ended:
-            return sitting.ended
+            return sitting.ended.removeprefix("CheckFailed: ")
         exercise = self.examiner.reference.questions[name].exercise
-        lines, cases = sitting.printed.splitlines(), self.examiner.cases[name]
-        try:
-            fault = exercise.diagnosis(lines, cases)
-        except Exception:  # what a stranger printed must not stop the class
-            return "it printed what no check prints"
-        told = (fault or "something else was reported as well").splitlines()
-        return plain("\n".join(told[:2]))  # what is wrong, and where; not the hidden numbers
+        told = _told(exercise, sitting.printed, self.examiner.cases[name])
+        return told or "something else was reported as well"
+
+
+def _told(exercise: Exercise | OpenExercise, printed: str, cases: list[Case]) -> str:
+    """What is wrong, and where; not the hidden numbers. Empty if nothing is."""
+    try:
+        fault = exercise.diagnosis(printed.splitlines(), cases)
+    except Exception:  # what a stranger printed must not stop the class
+        return "it printed what no check prints"
+    return plain("\n".join((fault or "").splitlines()[:2]))

@@ -18,10 +18,11 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from ppo_toy.classroom import checks, inputs
+from ppo_toy.classroom import checks, inputs, probe
 from ppo_toy.classroom.cells import code, find_cells, grade_id, unusable, without_markers
 from ppo_toy.classroom.exercise import Exercise, find
 from ppo_toy.classroom.helpers import needed
+from ppo_toy.classroom.open_ended import OpenExercise
 from ppo_toy.classroom.release import nbgrader, read_solutions, stub
 
 # Names in an answer that a person may look at: ways to solutions, and out of the function.
@@ -35,7 +36,7 @@ OPENERS = """ppo_toy classroom sys os subprocess socket ctypes inspect gc import
 class Question:
     """One exercise of a reference notebook: its answer cell's number, its check's, its points."""
 
-    exercise: Exercise
+    exercise: Exercise | OpenExercise
     answer: int
     check: int
     points: int
@@ -71,7 +72,7 @@ class Reference:
                 questions[name] = Question(find(name), k, check, points)
         digest = hashlib.sha256(path.read_bytes())
         modules = Path(checks.__file__).parent.glob(f"lesson_{path.stem.split('_')[0]}[._]*")
-        for module in [Path(inputs.__file__), *sorted(modules)]:
+        for module in [Path(inputs.__file__), Path(probe.__file__), *sorted(modules)]:
             digest.update(module.read_bytes())
         return cls(path.stem, notebook, questions, digest.hexdigest())
 
@@ -149,7 +150,7 @@ def _take_others(
         helpers = needed(answer, {k: x for k, x in own.items() if k < places[name]})
         taken.helpers[name] = [without_markers(helper) for helper in helpers.values()]
         added = {k: x for k, x in added.items() if k not in helpers}
-        if along := ", ".join(str(k + 1) for k in helpers):
+        if along := ", ".join(str(k + 1) for k in helpers if k not in places.values()):
             taken.remarks.append(f"{name}: cells that it uses were taken along: {along}")
     known = {id for name in reference.questions for id in (name, f"{name}-check")}
     if strangers := {str(name) for cell in cells if (name := grade_id(cell))} - known:
@@ -166,7 +167,7 @@ def _take_others(
 
 
 def spliced(
-    reference: Reference, name: str, answer: str, expected: str, helpers: Sequence[str] = ()
+    reference: Reference, name: str, answer: str, expected: str | None, helpers: Sequence[str] = ()
 ) -> NotebookNode:
     """Returns a notebook with one answer and its check, and what the reference gives before.
 
@@ -176,7 +177,7 @@ def spliced(
         reference: the solutions.
         name: of the exercise.
         answer: the source of the answer cell.
-        expected: what the check has to print.
+        expected: what the check has to print; None where it is judged afterwards.
         helpers: sources of cells that run before the answer.
     """
     question = reference.questions[name]
@@ -190,7 +191,9 @@ def spliced(
         if k == question.answer:
             kept += [_helper(source, f"{name}-helper-{n}") for n, source in enumerate(helpers)]
             cell.source = answer
-        if k == question.check:
+        if k == question.check and expected is None:
+            cell.metadata["tags"] = ["nbval-ignore-output"]
+        elif k == question.check:
             cell.execution_count = 1
             cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=expected)]
         kept.append(cell)

@@ -132,6 +132,10 @@ WRONG_OBJECTIVES = [
     (lambda x, q, r, b: objective_in_loops(x, q, r, b).item(), "no gradient reaches"),
     (lambda x, q, r, b: objective_in_loops(x, q, r.detach(), b), "no gradient reaches rewards"),
     (lambda x, q, r, b: r.mean() - b * log_kl(x, q), "averaged over the words"),
+    (
+        lambda x, q, r, b: sum(r - b * (x.log_softmax(0) - q.log_softmax(0))),
+        "the words are not weighted",
+    ),
     (lambda x, q, r, b: x.softmax(0) @ r - b * kl(x.softmax(0), q.softmax(0)), "nan comes of 0"),
     (objective_by_xlogy, "the gradient is not right: nan comes of 0"),
     (lambda x, q, r, b: objective_in_loops(x, q, r, b)[None], "shape is not right"),
@@ -146,86 +150,40 @@ WRONG_OBJECTIVES = [
 # Exercise 01-which-beta.
 
 
-def which_beta_in_loops(reference, policy, reward, price):
-    words = [v for v in range(len(policy)) if policy[v] > 0]
-    pairs = [(u, v) for u in words for v in words if reward[u] != reward[v]]
-    u, v = pairs[0]
+def which_beta_in_loops(reference, policy, reward):
+    words = range(len(policy))
+    u, v = next((u, v) for u in words for v in words if reward[u] > reward[v])
     tilt = math.log(policy[u] / reference[u]) - math.log(policy[v] / reference[v])
-    top = max(reward).item()
-    z = sum(reference[w] * math.exp((reward[w] - top) / price) for w in range(len(reward)))
-    worth = [reward[w] - price * math.log(policy[w] / reference[w]) for w in words]
-    j = sum(policy[w] * net for w, net in zip(words, worth, strict=True))
-    return ((reward[u] - reward[v]) / tilt).item(), (top + price * math.log(z) - j).item()
+    return (reward[u] - reward[v]).item() / tilt
 
 
-def which_beta_in_numpy(p_ref, p, rewards, beta):
-    p_ref, p, rewards = (x.numpy() for x in (p_ref, p, rewards))
-    some = p > 0
-    used = 1 / np.polyfit(rewards[some], np.log(p[some] / p_ref[some]), 1)[0]
-    best = np.log(p_ref) + rewards / beta
-    best -= np.logaddexp.reduce(best)
-    return [used, beta * (p[some] @ (np.log(p[some]) - best[some]))]
+def which_beta_in_numpy(p_ref, p, rewards):
+    return 1 / np.polyfit(rewards.numpy(), np.log(p.numpy() / p_ref.numpy()), 1)[0]
 
 
-def which_beta_by_a_guard(p_ref, p, rewards, beta):
-    log_ratio = torch.where(p > 0, p / p_ref, 1).log()
-    worst = torch.where(p > 0, rewards, math.inf).argmin()
-    used = (rewards.max() - rewards[worst]) / (log_ratio[rewards.argmax()] - log_ratio[worst])
-    best = (p_ref.log() + rewards / beta).log_softmax(0)
-    return torch.stack([used, beta * (torch.xlogy(p, p) - p * best).sum()])
-
-
-def which_beta_of(words, p_ref, p, rewards, beta, z=torch.logsumexp):
-    """From two words, with the cost by whatever way to log Z."""
+def which_beta_of(words, p_ref, p, rewards, log=torch.log):
     u, v = words
-    log_ratio = (p / p_ref).log()
-    j = p @ rewards - beta * torch.xlogy(p, p / p_ref).sum()
-    used = (rewards[u] - rewards[v]) / (log_ratio[u] - log_ratio[v])
-    return used, beta * z(p_ref.log() + rewards / beta, 0) - j
+    log_ratio = log(p / p_ref)
+    return (rewards[u] - rewards[v]) / (log_ratio[u] - log_ratio[v])
 
 
-def with_used(change):
-    def answer(*given):
-        used, cost = which_beta_in_loops(*given)
-        return change(used), cost
-
-    return answer
-
-
-def with_cost(change):
-    def answer(*given):
-        used, cost = which_beta_in_loops(*given)
-        return used, change(used, cost, *given)
-
-    return answer
+def which_beta_of_the_ends(p_ref, p, rewards, **how):
+    return which_beta_of((rewards.argmax(), rewards.argmin()), p_ref, p, rewards, **how)
 
 
 WRONG_WHICH_BETAS = [
     (partial(which_beta_of, (0, 1)), "0 / 0"),
     (partial(which_beta_of, (0, -1)), "the value is not right"),
-    (
-        lambda *given: which_beta_of((-1, -2), *given, z=lambda x, dim: x.exp().sum(dim).log()),
-        "∞ comes of log 0 and of exp(800)",
-    ),
-    (with_used(lambda x: 1 / x), "this is 1 / β"),
-    (with_used(lambda x: -x), "β comes out negative"),
-    (
-        lambda q, p, *given: (
-            which_beta_by_a_guard(torch.ones_like(q), p, *given)[0],
-            which_beta_by_a_guard(q, p, *given)[1],
-        ),
-        "the reference is missing",
-    ),
-    (with_cost(lambda used, x, q, p, r, b: which_beta_in_loops(q, p, r, used)[1]), "with the β of"),
-    (with_cost(lambda used, x, *given: -x), "the cost's sign is wrong"),
-    (with_cost(lambda used, x, q, p, r, b: x / b), "the cost is β times a KL"),
-    (with_cost(lambda used, x, q, p, r, b: b * torch.xlogy(p, p / q).sum()), "this is the brake"),
-    (with_cost(lambda used, x, q, p, r, b: b * (q.log() + r / b).logsumexp(0)), "this is J*"),
-    (lambda q, p, r, b: which_beta_in_loops(q[p > 0], p[p > 0], r[p > 0], b), "over all words"),
-    (lambda *given: which_beta_in_loops(*given)[0], "expected 2 numbers, yours 1 number"),
-    (lambda *given: which_beta_in_loops(*given)[::-1], "the value is not right"),
-    (with_used(lambda x: x.__round__(1)), "the value is not right"),
-    (lambda q, p, r, b: which_beta_in_loops(q, p, r.sub_(r.max()), b), "rewards in place"),
+    (lambda *given: 1 / which_beta_in_loops(*given), "this is 1 / β"),
+    (lambda q, p, r: which_beta_of_the_ends(p, q, r), "β comes out negative"),
+    (lambda q, p, r: which_beta_of_the_ends(1, p, r), "the reference is missing"),
+    (partial(which_beta_of_the_ends, log=lambda x: x), "the logarithm is missing"),
+    (partial(which_beta_of_the_ends, log=torch.log2), "the logarithm is natural"),
+    (lambda q, p, r: max(r) / (p / q)[r.argmax()].log(), "in the difference of two"),
+    (lambda q, p, r: torch.mean(r / (p.log() - q.log())), "a mean over words"),
+    (lambda *given: round(which_beta_in_loops(*given), 1), "the value is not right"),
+    (lambda *given: [which_beta_in_loops(*given)] * 2, "the shape is not right"),
+    (lambda q, p, r: which_beta_in_loops(q, p, r.sub_(r.max())), "rewards in place"),
 ]
 
 
@@ -237,7 +195,7 @@ RIGHT = {
         brake_with_a_guard,
     ],
     "01-objective": [objective_in_loops, objective_in_two_terms, objective_with_a_guard],
-    "01-which-beta": [which_beta_in_loops, which_beta_in_numpy, which_beta_by_a_guard],
+    "01-which-beta": [which_beta_in_loops, which_beta_in_numpy, which_beta_of_the_ends],
 }
 
 WRONG = {

@@ -63,10 +63,10 @@ WRONG_GRADIENTS = [
     ),
     (lambda x, lp, q, r, b: (lp.exp() * r).mean() - b * kl_of(x, q), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * (r - r.mean())).mean() - b * kl_of(x, q), "no baseline"),
-    (lambda x, lp, q, r, b: (lp * r).mean() - b * kl_of(q, x), "arguments are swapped"),
+    (lambda x, lp, q, r, b: (lp * r).mean() - b * kl_of(q, x), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * r).mean() - b * b * kl_of(x, q), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * r).sum() / len(x) - b * kl_of(x, q), "the value is not right"),
-    (lambda x, lp, q, r, b: (lp * r).mean() - b * lp.mean(), "is no KL"),
+    (lambda x, lp, q, r, b: (lp * r).mean() - b * lp.mean(), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * r).sum() / 4 - b * kl_of(x, q), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * r.abs()).mean() - b * kl_of(x, q), "the value is not right"),
     (lambda x, lp, q, r, b: (lp * r.clamp_(0)).mean() - b * kl_of(x, q), "rewards in place"),
@@ -77,128 +77,125 @@ WRONG_GRADIENTS = [(derivative(make), message) for make, message in WRONG_GRADIE
 # Exercise 03-form-a.
 
 
-def form_a_in_loops(theta, theta_ref, drawn, reward, counts, price):
+def form_a_in_loops(gain, kl, reward, price):
     total = 0.0
-    for i in range(len(theta)):
-        for t in range(length := int(counts[i].sum())):
-            later = sum(kl_of(theta[i, k], theta_ref[i, k]).item() for k in range(t + 1, length))
-            log_p = theta[i, t].log_softmax(0)[drawn[i, t]]
-            total = total + log_p * (reward[i].item() - price * later)
-            total = total - price * kl_of(theta[i, t], theta_ref[i, t].detach())
-    return total / len(theta)
+    for i in range(len(gain)):
+        others = [reward[j].item() for j in range(len(reward)) if j != i]
+        for t in range(gain.shape[1]):
+            later = sum(x.item() for x in kl[i, t + 1 :])
+            lead = reward[i].item() - sum(others) / len(others)
+            total = total + gain[i, t] * (lead - price * later) - price * kl[i, t]
+    return total / len(gain)
 
 
-def form_a_by_a_matrix(logits, ref_logits, tokens, rewards, mask, beta):
-    x, q = logits.float() * mask[..., None], ref_logits.detach().float() * mask[..., None]
-    kl = kl_of(x, q)
-    after = torch.ones(kl.shape[1], kl.shape[1]).tril(-1).float()  # [t', t]: 1 where t' > t
+def form_a_by_matrices(log_probs, kl, rewards, beta):
+    b, t = kl.shape
+    after = torch.ones(t, t, dtype=kl.dtype).tril(-1)  # [t', t]: 1 where t' > t
+    lead = (torch.eye(b, dtype=kl.dtype) - (1 - torch.eye(b)) / (b - 1)) @ rewards
     with torch.no_grad():
-        bracket = (rewards.float()[:, None] - beta * kl @ after) * mask
-    gain = -torch.nn.functional.cross_entropy(x.flatten(0, 1), tokens.flatten(), reduction="none")
-    return (gain.view_as(bracket) * bracket - beta * kl).sum() / mask.shape[0]
+        bracket = lead.unsqueeze(1) - beta * kl @ after
+    return torch.einsum("bt,bt->", log_probs, bracket) / b - beta * kl.sum(1).mean()
 
 
-def form_a_by_selection(logits, ref_logits, tokens, rewards, mask, beta):
-    kl = torch.zeros(mask.shape, dtype=logits.dtype)
-    kl[mask] = kl_of(logits[mask], ref_logits[mask].detach())
+def form_a_in_single_precision(log_probs, kl, rewards, beta):
+    r, n = rewards.detach().float(), len(rewards)
     owed = kl.detach().sum(1, keepdim=True) - kl.detach().cumsum(1)
-    hot = torch.nn.functional.one_hot(tokens, logits.shape[-1]).double()
-    gain = torch.einsum("btv,btv->bt", logits.log_softmax(-1), hot)
-    rows = ((gain * (rewards.detach()[:, None] - beta * owed)) * mask).sum(1) - beta * kl.sum(1)
-    return rows.mean()
+    lead = (r - r.mean()) * n / (n - 1)
+    return ((lead[:, None] - beta * owed) * log_probs - beta * kl).sum() / n
 
 
 def from_here_on(k):
     return k.flip(1).cumsum(1).flip(1)
 
 
-def put(x, q, t, r, m, b, *, keep=True, charge=lambda k: from_here_on(k) - k, direct=1, hold=True):
-    if keep:
-        q, r = q.detach(), r.detach()
-    kl = kl_of(x, q) * m
-    bracket = r[:, None] - b * charge(kl)
-    gain = x.log_softmax(2).gather(2, t[:, :, None])[:, :, 0]
-    return ((gain * (bracket.detach() if hold else bracket) - b * direct * kl) * m).sum() / len(x)
+def put(
+    lp, kl, r, b, *, base=lambda r: (sum(r) - r) / (len(r) - 1), keep=True, direct=1, hold=True,
+    charge=lambda k: from_here_on(k) - k,
+):  # fmt: skip
+    r = r.detach() if keep else r
+    bracket = (r - base(r))[:, None] - b * charge(kl)
+    return (lp * (bracket.detach() if hold else bracket) - b * direct * kl).sum() / len(r)
 
 
 WRONG_FORMS = [
     (lambda *z: put(*z, hold=False), "the bracket has to be constant"),
-    (lambda *z: put(*z, hold=False, keep=False), "detach"),
-    (lambda *z: put(*z, keep=False), "reaches ref_logits: "),
+    (lambda *z: put(*z, hold=False, keep=False), "a gradient reaches rewards: detach"),
+    (lambda *z: put(*z, base=torch.mean), "holds the response's own reward"),
+    (lambda *z: put(*z, base=lambda r: 0), "the baseline is missing"),
+    (lambda *z: put(*z, base=lambda r: r.sum() - r), "the value is not right"),
+    (lambda *z: put(*z, base=lambda r: (r.sum() - r) / len(r)), "the others are B − 1"),
+    (
+        lambda x, k, r, b: (
+            put(x, k, r, b, base=lambda r: 0)
+            - (x * ((sum(f := r - b * k.sum(1)) - f) / (len(r) - 1)).detach()[:, None]).sum()
+            / len(r)
+        ),
+        "without KL",
+    ),
     (lambda *z: put(*z, charge=from_here_on), "own KL does not belong"),
     (lambda *z: put(*z, charge=lambda k: k.sum(1, keepdim=True)), "only later KL belongs"),
     (lambda *z: put(*z, charge=lambda k: k.cumsum(1) - k), "turn it around"),
+    (lambda *z: put(*z, charge=lambda k: k.cumsum(1)), "the value is not right"),
     (lambda *z: put(*z, charge=lambda k: 0 * k), "the future KL is missing"),
     (lambda *z: put(*z, direct=0), "the direct term is missing"),
-    (lambda *z: put(*z[:5], 1.0), "β is missing"),
-    (lambda *z: put(*z[:5], 0.0), "the KL is missing"),
-    (lambda *z: -put(*z), "the sign is wrong"),
-    (lambda *z: put(*z) * len(z[4]), "the responses are added up"),
-    (lambda *z: put(*z) * len(z[4]) / z[4].sum(), "averaged over all tokens"),
-    (lambda *z: put(*z) / z[4].shape[1], "divide by B"),
-    (lambda *z: put(*z).item(), "no gradient reaches logits"),
-    (lambda x, *z: put(x, *z) * len(x) / x.shape[2], "the value is not right"),
-    (lambda x, q, *z: put(x, q.mul_(1.1), *z), "ref_logits in place"),
-    (lambda x, q, t, r, *z: put(x, q, t, r.sub_(1), *z), "rewards in place"),
-    (lambda x, q, t, r, m, b: put(x, q, t, r, m | True, b), "the padding counts"),
-    (lambda x, q, t, r, m, b: put(x, q, t, r.abs(), m, b), "the value is not right"),
+    (lambda x, k, *z: put(x, k.detach(), *z), "lost its gradient"),
+    (lambda *z: put(*z[:3], 1.0), "β is missing"),
+    (lambda *z: put(*z[:3], 0.0), "the value is not right"),
+    (lambda *z: -put(*z), "its sign is"),
+    (lambda *z: put(*z) * len(z[2]), "the responses are added up"),
+    (lambda *z: put(*z) / z[0].shape[1], "the steps are averaged"),
+    (lambda *z: put(*z) * len(z[2]) / z[0].shape[1], "divide by B"),
+    (lambda x, *z: put(x.detach(), *z), "no gradient reaches log_probs"),
+    (lambda *z: put(*z).item(), "no gradient reaches log_probs and kl"),
+    (lambda x, k, r, b: put(x, k, r.abs(), b), "the value is not right"),
+    (lambda x, k, r, b: put(x, k, r.sub_(1), b), "rewards in place"),
 ]
 
 
 # Exercise 03-omission.
 
 
-def omission_by_differentiation(theta, theta_ref, earned, owed, price, rows):
-    theta = theta.clone().requires_grad_()
+def omission_by_differentiation(pi, k1, earned, owed, price, found):
+    theta = pi.log().requires_grad_()
     p = theta.softmax(0)
-    terms = p @ earned, -price * kl_of(theta, theta_ref), -price * (p @ owed)
+    terms = p @ earned, -price * kl_of(theta, pi.log() - k1), -price * (p @ owed)
     r, d, f = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in terms)
-    lacks = [(row - (r + d + f)).neg() for row in rows]  # the part that is not there
-    names = [
-        min(enumerate([0 * r, r, d, f, d + f]), key=lambda c: (c[1] - x).norm()) for x in lacks
-    ]
-    return [x.norm() / (r + d + f).norm() for x in lacks], [k for k, _ in names]
+    lacks = r + d + f - found  # the part that is not there
+    sizes = [(part - lacks).norm() for part in (0 * r, r, d, f)]
+    return lacks.norm() / (r + d + f).norm(), sizes.index(min(sizes))
 
 
-def omission_in_numpy(logits, ref_logits, reward_after, kl_after, beta, found):
-    p, q = (np.exp(x.numpy()) / np.exp(x.numpy()).sum() for x in (logits, ref_logits))
-    jacobian = np.diag(p) - np.outer(p, p)
-    r, d, f = (
-        jacobian @ x
-        for x in (reward_after.numpy(), -beta * np.log(p / q), -beta * kl_after.numpy())
-    )
-    kept = np.stack([r + d + f, d + f, r + f, r + d, r])
-    off = np.linalg.norm(found.numpy()[:, None] - kept, axis=2)
-    return off[:, 0] / np.linalg.norm(kept[0]), off.argmin(1)
+def omission_in_numpy(p, log_ratio, reward_after, kl_after, beta, found):
+    p, x, r, k, g = (y.numpy() for y in (p, log_ratio, reward_after, kl_after, found))
+    r, d, f = ((np.diag(p) - np.outer(p, p)) @ y for y in (r, -beta * x, -beta * k))
+    off = np.linalg.norm(g - np.stack([r + d + f, d + f, r + f, r + d]), axis=1)
+    return off[0] / np.linalg.norm(r + d + f), off.argmin()
 
 
-def diagnosed(x, q, r, k, b, found, *, part=lambda p, y: p * (y - p @ y), sign=-1, unit=None):
-    p, x, q = x.softmax(0), x.log_softmax(0), q.log_softmax(0)
-    parts = [part(p, y) for y in (r, -b * (x - q), sign * b * k)]
+def diagnosed(
+    p, x, r, k, b, found, *, part=lambda p, y: p * (y - p @ y), signs=(-1, -1), unit=None
+):
+    parts = [part(p, y) for y in (r, signs[0] * b * x, signs[1] * b * k)]
     whole = sum(parts)
-    kept = [whole, whole - parts[0], whole - parts[1], whole - parts[2], parts[0]]
-    off = torch.stack([(found - y).norm(dim=1) for y in kept])
-    return off[0] / (whole.norm() if unit is None else unit(whole, found)), off.argmin(0)
-
-
-def swapped(x, q, r, k, b, found):
-    error, missing = diagnosed(x, q, r, k, b, found)
-    return missing, error
+    off = torch.stack([(found - whole + y).norm() for y in (0, *parts)])
+    return off[0] / (whole.norm() if unit is None else unit(whole, found)), off.argmin()
 
 
 WRONG_OMISSIONS = [
-    (lambda *z: diagnosed(*z, part=lambda p, y: p * y), "the mean is missing"),
-    (lambda *z: diagnosed(*z, part=lambda p, y: p * (y - y.mean())), "weighted by π"),
-    (lambda *z: diagnosed(*z, sign=1), "the future KL is added"),
+    (lambda *z: diagnosed(*z, part=lambda p, y: p * y), "the value is not right"),
+    (lambda *z: diagnosed(*z, part=lambda p, y: p * (y - y.mean())), "the value is not right"),
+    (lambda *z: diagnosed(*z, signs=(-1, 1)), "the future KL is added"),
+    (lambda *z: diagnosed(*z, signs=(1, -1)), "the direct term is added"),
+    (lambda *z: diagnosed(*z, signs=(1, 1)), "both KLs are added"),
     (lambda *z: diagnosed(*z[:2], z[2] * z[4], *z[3:]), "the value is not right"),
-    (lambda *z: diagnosed(*z, unit=lambda w, f: f.norm(dim=1)), "length of the true gradient"),
+    (lambda *z: diagnosed(*z, unit=lambda w, f: f.norm()), "length of the true gradient"),
     (lambda *z: diagnosed(*z, unit=lambda w, f: 1.0), "the value is not right"),
     (lambda *z: [y + n for n, y in enumerate(diagnosed(*z))], "0 stands for nothing missing"),
     (lambda *z: diagnosed(*z[:4], 1.0, z[5]), "β is missing"),
-    (lambda x, q, *z: diagnosed(q, x, *z), "the value is not right"),
-    (swapped, "the value is not right"),
+    (lambda p, x, *z: diagnosed(p, (p @ x).expand(len(x)), *z), "the value is not right"),
+    (lambda *z: diagnosed(*z)[::-1], "the value is not right"),
     (lambda *z: diagnosed(*z)[0], "the shape is not right"),
-    (lambda *z: (diagnosed(*z)[0], 0 * diagnosed(*z)[1]), "the value is not right"),
+    (lambda *z: (diagnosed(*z)[0], 0), "the value is not right"),
     (lambda x, *z: diagnosed(x, *z[:-1], z[-1].neg_()), "found in place"),
 ]
 
@@ -210,7 +207,7 @@ RIGHT = {
         gradient_in_single_precision,
         gradient_in_plain_python,
     ],
-    "03-form-a": [form_a_in_loops, form_a_by_a_matrix, form_a_by_selection],
+    "03-form-a": [form_a_in_loops, form_a_by_matrices, form_a_in_single_precision],
     "03-omission": [omission_by_differentiation, omission_in_numpy, diagnosed],
 }
 

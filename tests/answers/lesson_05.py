@@ -1,5 +1,8 @@
 """Answers to the exercises of lesson 05 as learners write them."""
 
+from functools import partial
+
+import numpy as np
 import torch
 
 # Exercise 05-to-go: right answers in other styles, then wrong ones with what they are told.
@@ -7,39 +10,34 @@ import torch
 
 def to_go_by_flipping(reward, divergence, price, counts):
     divergence = torch.where(counts, divergence, 0.0)
-    from_here_on = divergence.flip(2).cumsum(2).flip(2)
-    g = reward.unsqueeze(2) - price.view(-1, 1, 1) * (from_here_on - divergence)
-    return g.float() * counts
+    from_here_on = divergence.flip(1).cumsum(1).flip(1)
+    return (reward.unsqueeze(1) - price * (from_here_on - divergence)).float() * counts
 
 
 def to_go_as_lists(rewards, kl, beta, mask):
-    runs = []
-    for r, divergences, price, counts in zip(rewards, kl, beta, mask, strict=True):
-        rows = []
-        for i in range(len(r)):
-            own = [t for t in range(len(counts[i])) if counts[i, t]]
-            row = [0] * len(counts[i])
-            for t in own:
-                row[t] = r[i] - price * sum(divergences[i, s] for s in own if s > t)
-            rows.append(row)
-        runs.append(rows)
-    return runs
+    rows = []
+    for r, divergences, counts in zip(rewards, kl, mask, strict=True):
+        own = [t for t in range(len(counts)) if counts[t]]
+        row = [0] * len(counts)
+        for t in own:
+            row[t] = r - beta * sum(divergences[s] for s in own if s > t)
+        rows.append(row)
+    return rows
 
 
 def to_go_in_a_loop(rewards, kl, beta, mask):
-    g = torch.zeros_like(kl)
-    later = torch.zeros_like(rewards)
-    for t in reversed(range(kl.shape[2])):
-        g[..., t] = (rewards - beta[:, None] * later) * mask[..., t]
-        later = torch.where(mask[..., t], later + kl[..., t], later)
+    g, later = torch.zeros_like(kl), torch.zeros_like(rewards)
+    for t in reversed(range(kl.shape[1])):
+        g[:, t] = (rewards - beta * later) * mask[:, t]
+        later = torch.where(mask[:, t], later + kl[:, t], later)
     return g
 
 
 def to_go(keep_present=False, leak=False, cut=True):
     def answer(rewards, kl, beta, mask):
         kl = kl if leak else torch.where(mask, kl, 0.0)
-        later = kl.flip(2).cumsum(2).flip(2) - (0 if keep_present else kl)
-        g = rewards[..., None] - beta[:, None, None] * later
+        later = kl.flip(1).cumsum(1).flip(1) - (0 if keep_present else kl)
+        g = rewards[:, None] - beta * later
         return g.masked_fill(~mask, 0) if cut else g
 
     return answer
@@ -58,24 +56,22 @@ WRONG_TO_GO = [
     (to_go_clamped(torch.isfinite), "the value is not right"),
     (lambda r, kl, b, m: to_go(leak=True)(r, kl * m, b, m), "nan comes of"),
     (
-        lambda r, kl, b, m: to_go()(r, kl.masked_fill(~m.cumprod(2).bool(), 0), b, m),
+        lambda r, kl, b, m: to_go()(r, kl.masked_fill(~m.cumprod(1).bool(), 0), b, m),
         "goes on behind the tool's",
     ),
     (to_go(keep_present=True), "KL of the present step is in it"),
-    (lambda r, kl, b, m: to_go()(r, kl, b**0, m), "β is missing"),
-    (lambda r, kl, b, m: to_go()(r, kl, b.mean().expand(len(b)), m), "the value is not right"),
-    (lambda r, kl, b, m: to_go()(r, kl, b[:1].expand(len(b)), m), "each run has a β of its own"),
+    (lambda r, kl, b, m: to_go()(r, kl, 1, m), "β is missing"),
     (lambda r, kl, b, m: to_go()(r, kl, -b, m), "KL is added"),
-    (lambda r, kl, b, m: r[..., None] * m, "this is R alone"),
+    (lambda r, kl, b, m: r[:, None] * m, "this is R alone"),
     (
-        lambda r, kl, b, m: (r - b[:, None] * kl.masked_fill(~m, 0).sum(2))[..., None] * m,
+        lambda r, kl, b, m: (r - b * kl.masked_fill(~m, 0).sum(1))[:, None] * m,
         "pays for the whole response",
     ),
     (
-        lambda r, kl, b, m: (r[..., None] - b[:, None, None] * kl.where(m, 0).cumsum(2)) * m,
+        lambda r, kl, b, m: (r[:, None] - b * kl.where(m, 0).cumsum(1)) * m,
         "runs from the front",
     ),
-    (lambda r, kl, b, m: r - b[:, None] * kl.where(m, 0).sum(2), "shape is not right"),
+    (lambda r, kl, b, m: r - b * kl.where(m, 0).sum(1), "shape is not right"),
     (lambda *a: to_go()(*a).abs(), "take no abs"),
     (lambda r, kl, b, m: to_go()(r, kl.masked_fill_(~m, 0), b, m), "kl in place"),
 ]
@@ -84,167 +80,112 @@ WRONG_TO_GO = [
 # Exercise 05-gae.
 
 
-def advantage_in_loops(rewards, lp, ref, v, price, lam, counts):
-    a = torch.zeros(lp.shape)
-    for i in range(len(counts)):
-        following, value_after = 0.0, 0.0
-        length = int(counts[i].sum())
-        for t in range(length - 1, -1, -1):
-            r = -price * (lp[i, t] - ref[i, t]).item() + (
-                rewards[i].item() if t == length - 1 else 0
-            )
-            following = r + value_after - v[i, t].item() + lam * following
-            a[i, t], value_after = following, v[i, t].item()
-    return a
+def advantage_in_numpy(reward, log_ratio, values, beta, lam):
+    r = -beta * log_ratio.numpy()
+    r[-1] += reward
+    delta = r + np.append(values.numpy()[1:], 0) - values.numpy()
+    for t in range(len(delta) - 2, -1, -1):
+        delta[t] += lam * delta[t + 1]
+    return delta
 
 
-def advantage_as_lists(r, lp, ref, v, beta, lam, mask):
-    rows = []
-    for i, counts in enumerate(mask.tolist()):
-        n = sum(counts)
-        row = [0.0] * (len(counts) - n)
-        for t in reversed(range(n)):
-            more = v[i, t + 1] + lam * row[0] if t + 1 < n else r[i]
-            row.insert(0, (more - beta * (lp[i, t] - ref[i, t]) - v[i, t]).detach())
-        rows.append(row)
-    return rows
+def advantage_by_powers(reward, log_ratio, values, beta, lam):
+    T = len(values)
+    v = [*values.tolist(), 0.0]
+    r = [-beta * x + (reward if t == T - 1 else 0) for t, x in enumerate(log_ratio.tolist())]
+    delta = [r[t] + v[t + 1] - v[t] for t in range(T)]
+    return [sum(lam ** (s - t) * delta[s] for s in range(t, T)) for t in range(T)]
 
 
 def advantage(
-    leak=False, last_column=False, charge=lambda x: x, factor=lambda lam: lam, after=1, now=1
-):
-    def answer(rewards, lp, ref, v, beta, lam, mask):
-        ratio, v = (x if leak else x.masked_fill(~mask, 0) for x in (lp - ref, v))
-        n = mask.shape[1]
-        last = torch.full_like(mask.sum(1), n) if last_column else mask.sum(1)
-        r = -beta * charge(ratio)
-        r = r + rewards[:, None] * (torch.arange(n) == last[:, None] - 1)
-        a, running = [], torch.zeros_like(rewards)
-        for t in reversed(range(n)):
-            following = after * v[:, t + 1] if t + 1 < n else 0.0
-            running = r[:, t] + following - now * v[:, t] + factor(lam) * running
-            running = running.masked_fill(~mask[:, t], 0)
-            a.insert(0, running)
-        return torch.stack(a, dim=1)
-
-    return answer
-
-
-def constant(answer):
-    return lambda *a: answer(*a).detach()
-
-
-def with_gradient(k):
-    """The right answer that forgot to cut one of its two inputs off."""
-    return lambda *a: advantage()(
-        *[x.detach() if i in (1, 3) and i != k else x for i, x in enumerate(a)]
-    )
-
-
-def cut_at_the_end(r, lp, ref, v, beta, lam, mask):
-    """R where it belongs, and in all else the padding only cut off the result."""
-    leaky = advantage(leak=True)(0 * r, lp, ref, v, beta, lam, mask | True)
-    return (leaky + advantage()(r, ref, ref, 0 * v, beta, lam, mask)).detach().where(mask, 0)
+    reward, log_ratio, values, beta, lam, *, at=lambda T: [T - 1], after=1, now=1, share=1,
+    behind=lambda v: 0.0, order=reversed,
+):  # fmt: skip
+    T = len(values)
+    found, running = torch.zeros(T), 0.0
+    for t in order(range(T)):
+        r = -beta * log_ratio[t] + (reward if t in at(T) else 0)
+        following = values[t + 1] if t + 1 < T else behind(values)
+        running = share * (r + after * following - now * values[t]) + lam * running
+        found[t] = running
+    return found
 
 
 WRONG_GAE = [
-    (advantage(), "a gradient reaches log_probs and values: detach"),
-    (with_gradient(1), "a gradient reaches log_probs: detach"),
-    (with_gradient(3), "a gradient reaches values: detach"),
-    (constant(advantage(leak=True)), "value behind the last token counts"),
-    (constant(advantage(last_column=True)), "not to the last column"),
-    (constant(advantage(charge=torch.neg)), "KL is added"),
-    (advantage(charge=torch.neg), "KL is added; it has to be subtracted; and detach"),
-    (constant(advantage(charge=lambda x: 0 * x)), "the log-ratios are missing"),
-    (constant(advantage(charge=lambda x: (-x).exp() - 1 + x)), "this charges k3"),
-    (constant(advantage(charge=lambda x: x**2 / 2)), "this charges k2"),
-    (constant(advantage(charge=torch.abs)), "the value is not right"),
-    (constant(advantage(factor=lambda lam: 1)), "λ is missing"),
-    (constant(advantage(factor=lambda lam: 0)), "later surprises are missing"),
-    (constant(advantage(after=0)), "the next value is missing"),
-    (constant(advantage(now=0)), "the present value is not subtracted"),
-    (constant(advantage(after=0, now=0)), "the values are missing"),
-    (lambda *a: advantage(leak=True)(*a[:-1], a[-1] | True).detach(), "not used at all"),
-    (cut_at_the_end, "padding leaks in"),
-    (
-        lambda r, *a: advantage(leak=True)(r, *[x * a[-1] for x in a[:3]], *a[3:]).detach(),
-        "nan comes of",
-    ),
-    (lambda *a: advantage()(*a).detach().abs(), "take no abs"),
-    (lambda *a: advantage()(*a).detach().relu(), "do not cut it off"),
-    (lambda r, lp, ref, v, *a: advantage()(r, lp, ref, v.masked_fill_(~a[-1], 0), *a), "values in"),
+    (partial(advantage, at=range), "every token gets it"),
+    (partial(advantage, at=lambda T: [0]), "not with the first"),
+    (partial(advantage, at=lambda T: []), "R is missing"),
+    (partial(advantage, at=lambda T: [2]), "the value is not right"),
+    (partial(advantage, behind=lambda v: v[-1]), "not the last one again"),
+    (partial(advantage, behind=lambda v: v[0]), "goes round to the first one"),
+    (lambda r, x, *z: advantage(r, -x, *z), "KL is added"),
+    (lambda r, x, *z: advantage(r, 0 * x, *z), "the log-ratios are missing"),
+    (lambda r, x, *z: advantage(r, x.abs(), *z), "the value is not right"),
+    (lambda r, x, v, b, lam: advantage(r, x, v, 1, lam), "β is missing"),
+    (lambda *z: advantage(*z[:-1], 1), "λ is missing"),
+    (lambda *z: advantage(*z[:-1], 0), "later surprises are missing"),
+    (lambda *z: advantage(*z, share=z[-1]), "not the present surprise"),
+    (partial(advantage, after=0), "the next value is missing"),
+    (partial(advantage, now=0), "the present value is not subtracted"),
+    (partial(advantage, after=0, now=0), "the values are missing"),
+    (partial(advantage, after=-1, now=-1), "the two are swapped"),
+    (partial(advantage, order=iter), "earlier surprises"),
+    (lambda *z: advantage_by_powers(*z)[::-1], "put each new one at the front"),
+    (lambda *z: advantage(*z).abs(), "take no abs"),
+    (lambda *z: advantage(*z).relu(), "do not cut it off"),
+    (lambda *z: advantage(*z)[:-1], "shape is not right"),
+    (lambda r, x, v, *z: advantage(r, x, v.sub_(1), *z), "values in place"),
 ]
 
 
 # Exercise 05-dropped.
 
 
-def diagnose_by_least_squares(p, q, table, pi, sigma):
-    x, y = (sigma / q).log(), (table - table.mean(1, keepdim=True)).flatten()
-    centred = (x - x.mean(1, keepdim=True)).flatten()
-    price = 1 / torch.linalg.lstsq(y[:, None], centred[:, None]).solution.item()
-    rows = torch.stack([-(sigma * x).sum(1), torch.ones(len(p))], dim=1).double()
-    told = (pi / p).log() - (sigma * table).sum(1) / price
-    return price, torch.linalg.lstsq(rows, told[:, None]).solution[0, 0]
+def share_by_least_squares(p, pi, q, kl, price):
+    rows = torch.stack([-kl, torch.ones(len(p))], dim=1).double()
+    told = (pi / p).log() - q / price
+    return torch.linalg.lstsq(rows, told[:, None]).solution[0, 0]
 
 
-def diagnose_by_one_pair(p, q, table, pi, sigma):
-    x = sigma.log() - q.log()
-    u = max(range(len(p)), key=lambda i: table[i].max() - table[i].min())
-    a, b = table[u].argmax(), table[u].argmin()
-    beta = (table[u, a] - table[u, b]) / (x[u, a] - x[u, b])
-    gross, kl = (sigma * table).sum(1), (sigma * x).sum(1)
-    i, j = kl.argmax(), kl.argmin()
-    w = beta * (pi.log() - p.log())
-    return [beta, (gross[i] - gross[j] - w[i] + w[j]) / (beta * (kl[i] - kl[j]))]
+def share_in_loops(p, pi, q, kl, price):
+    tokens = range(len(p))
+    u, v = next((u, v) for u in tokens for v in tokens if kl[u] > kl[v])
+    told = [q[w] - price * (pi[w].log() - p[w].log()) for w in (u, v)]
+    return ((told[0] - told[1]) / price / (kl[u] - kl[v])).item()
 
 
-def diagnose(log=torch.log, mean=lambda q, s: s, paid=lambda q, s, x: (s * x).sum(1), base=True):
-    def answer(p, q, table, pi, sigma):
-        x = log(sigma) - log(q)
-        contrast = table - table.mean(1, keepdim=True)
-        beta = (contrast**2).sum() / (contrast * x).sum()
-        kl = paid(q, sigma, x)
-        missing = (mean(q, sigma) * table).sum(1) - beta * (log(pi) - log(p))
-        if base:
-            missing, kl = missing - missing.mean(), kl - kl.mean()
-        return beta, (missing * kl).sum() / (beta * (kl * kl).sum())
-
-    return answer
-
-
-def then(change):
-    return lambda *a: change(*diagnose()(*a))
-
-
-def first_row_only(p, q, table, pi, sigma):
-    x = (sigma / q).log()
-    beta = (table[0, 0] - table[0, 1]) / (x[0, 0] - x[0, 1])
-    return beta, diagnose()(p, q, table, pi, sigma)[1]
+def share(p, pi, q, kl, beta, *, log=torch.log, of=None):
+    charged = q - beta * log(pi / p)
+    u, v = of or (kl.argmax(), kl.argmin())
+    return (charged[u] - charged[v]) / (beta * (kl[u] - kl[v]))
 
 
 WRONG_DROPPED = [
-    (then(lambda beta, c: (1 / beta, c)), "upside down"),
-    (diagnose(log=torch.log2), "take natural logarithms"),
-    (then(lambda beta, c: (beta, 1 - c)), "c is the share charged"),
-    (then(lambda beta, c: (beta, c - 1)), "net value"),
-    (then(lambda beta, c: (beta, -c)), "the sign of c"),
-    (then(lambda beta, c: (beta, beta * c)), "divide by β too"),
-    (then(lambda beta, c: (c, beta)), "swapped"),
-    (diagnose(mean=lambda q, s: q), "not the reference"),
-    (diagnose(paid=lambda q, s, x: -(q * x).sum(1)), "the policy stands first"),
-    (diagnose(paid=lambda q, s, x: (q * x).sum(1)), "weighted by the reference"),
-    (diagnose(base=False), "in common says nothing"),
-    (then(lambda beta, c: (beta, c.clamp(0, 1))), "is not right"),
-    (then(lambda beta, c: beta), "shape is not right"),
-    (first_row_only, "the value is not right"),
+    (lambda *z: 1 - share(*z), "c is the share charged"),
+    (lambda *z: -share(*z), "the sign of c"),
+    (lambda *z: z[-1] * share(*z), "divide by β too"),
+    (lambda p, *z: share(1, *z), "the reference is missing"),
+    (lambda p, pi, q, *z: share(p, pi, 0 * q, *z), "the reward is missing"),
+    (lambda p, pi, *z: share(pi, p, *z), "less the reference's"),
+    (partial(share, log=lambda x: x), "the logarithm is missing"),
+    (
+        lambda p, pi, q, k, b: ((q - b * (pi / p).log()) / (b * k))[k.argmax()],
+        "in common goes away",
+    ),
+    (lambda p, pi, q, k, b: share(p, pi, q, k, 1) / b, "β is missing"),
+    (partial(share, log=torch.log2), "the value is not right"),
+    (partial(share, of=(0, 1)), "the value is not right"),
+    (lambda *z: share(*z).clamp(0, 1), "do not cut it off"),
+    (lambda *z: share(*z).round(), "the value is not right"),
+    (lambda *z: [share(*z)] * 2, "shape is not right"),
+    (lambda p, pi, q, *z: share(p, pi, q.sub_(1), *z), "reward_after in place"),
 ]
 
 
 RIGHT = {
     "05-to-go": [to_go_by_flipping, to_go_in_a_loop, to_go_as_lists],
-    "05-gae": [advantage_in_loops, advantage_as_lists, constant(advantage())],
-    "05-dropped": [diagnose_by_least_squares, diagnose_by_one_pair, diagnose()],
+    "05-gae": [advantage_in_numpy, advantage_by_powers, advantage],
+    "05-dropped": [share_by_least_squares, share_in_loops, share],
 }
 
 WRONG = {"05-to-go": WRONG_TO_GO, "05-gae": WRONG_GAE, "05-dropped": WRONG_DROPPED}

@@ -4,93 +4,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Exercise 08-votes: right answers in other styles, then wrong ones with what they are told.
-
-
-def votes_in_loops(a, b, how_often):
-    shares = []
-    for i in range(a.shape[1]):
-        wins = sum(1 for k in range(a.shape[0]) if a[k, i] > b[k, i])
-        losses = sum(1 for k in range(a.shape[0]) if a[k, i] < b[k, i])
-        shares.append(0.5 if wins + losses == 0 else wins / (wins + losses))
-    best = sum(w * max(p, 1 - p) for w, p in zip(how_often.tolist(), shares, strict=True))
-    twice = sum(w * (p * p + (1 - p) ** 2) for w, p in zip(how_often.tolist(), shares, strict=True))
-    return [torch.tensor(shares), best, twice]
-
-
-def votes_in_numpy(worth_a, worth_b, weights):
-    sign = np.sign((worth_a - worth_b).numpy())
-    voters = np.abs(sign).sum(axis=0)
-    p = 0.5 + 0.5 * sign.sum(axis=0) / np.maximum(voters, 1)
-    w = weights.numpy()
-    return p, w @ np.maximum(p, 1 - p), w @ (1 - 2 * p * (1 - p))
-
-
-def votes_in_single_precision(worth_a, worth_b, weights):
-    prefer = torch.stack([worth_a > worth_b, worth_b > worth_a]).sum(1).float()
-    p = prefer / prefer.sum(0)
-    p[p.isnan()] = 0.5
-    weights = weights.float()
-    return p[0], (p.amax(0) * weights).sum(), torch.einsum("sn,sn,n->", p, p, weights)
-
-
-def votes_in_lists(worth_a, worth_b, weights):
-    d = (worth_a - worth_b).T.tolist()
-    shares = [[x > 0 for x in row if x] for row in d]
-    p = [sum(row) / len(row) if row else 0.5 for row in shares]
-    w = weights.tolist()
-    best = [max(x, 1 - x) for x in p]
-    same = [1 - 2 * x * (1 - x) for x in p]
-    return p, *(sum(a * b for a, b in zip(w, y, strict=True)) for y in (best, same))
-
-
-def votes(ties="drop", ceiling=None, both=None, mean=torch.dot, empty=0.5):
-    def answer(a, b, w):
-        n_a, n_b, n = (a > b).sum(0).double(), (a < b).sum(0).double(), a.shape[0]
-        p = {"drop": n_a / (n_a + n_b), "half": (n_a + (n - n_a - n_b) / 2) / n, "b": n_a / n}[ties]
-        p = p.nan_to_num(empty)
-        top = ceiling(p) if ceiling else torch.maximum(p, 1 - p)
-        return p, mean(w, top), mean(w, both(p) if both else p**2 + (1 - p) ** 2)
-
-    return answer
-
-
-def votes_of_the_mean(a, b, w):
-    p, _, same = votes()(a, b, w)
-    first = a.sum(0) > b.sum(0)
-    return p, (w * first * p + w * ~first * (1 - p)).sum(), same
-
-
-def votes_with_one_majority_for_all(a, b, w):
-    p, _, same = votes()(a, b, w)
-    overall = torch.dot(w, p).item()
-    return p, max(overall, 1 - overall), same
-
-
-WRONG_VOTES = [
-    (votes("b"), "divide by those who vote"),
-    (votes("half"), "nor half of one"),
-    (votes(empty=torch.nan), "not nan"),
-    (votes(empty=0.0), "not 0"),
-    (lambda a, b, w: votes()(b, a, w), "that of A, not of B"),
-    (lambda a, b, w: [votes()(a, b, w)[k] for k in (0, 2, 1)], "are swapped"),
-    (votes_of_the_mean, "right for the mean worth"),
-    (votes_with_one_majority_for_all, "found for each pair"),
-    (votes(ceiling=lambda p: p), "favourite of a pair may be B"),
-    (votes(both=lambda p: p * p), "also agree when both prefer B"),
-    (votes(both=lambda p: p**2 + 1 - p**2), "is not (1 - p)²"),
-    (votes(both=lambda p: p**2 - (1 - p) ** 2), "the value is not right"),
-    (votes(mean=lambda w, x: x.mean()), "the weights are missing"),
-    (votes(mean=lambda w, x: torch.mean(w * x)), "once more"),
-    (votes(mean=lambda w, x: w * x), "the shape is not right"),
-    (votes(mean=lambda w, x: (w * x).sum() * len(w) / 4), "the value is not right"),
-    (lambda a, b, w: votes()(a[:, :4], b[:, :4], w[:4]), "the shape is not right"),
-    (lambda a, b, w: votes()(a[:3], b[:3], w), "the value is not right"),
-    (lambda a, b, w: votes()(a.sub_(b), 0 * b, w), "worth_a in place"),
-    (lambda a, b, w: votes()(a, b, w)[0], "yours 1 array [4]"),
-]
-
-
 # Exercise 08-loss.
 
 
@@ -158,78 +71,58 @@ WRONG_LOSS = [
 ]
 
 
-# Exercise 08-end.
+# Exercise 08-scale.
 
 
-def end_in_loops(numbers, tokens, stop):
-    out = []
-    for row, said in zip(numbers, tokens, strict=True):
-        length = 0
-        for token in said:
-            length += 1
-            if token == stop:
-                break
-        out.append(row[length])
-    return torch.stack(out)
+def scale_in_loops(margins, cs):
+    best, gains = [], []
+    for row in margins:
+        losses = [-F.logsigmoid(c * row).mean().item() for c in cs]
+        best.append(cs[losses.index(min(losses))].item())
+        gains.append(-F.logsigmoid(row).mean().item() - min(losses))
+    return best, int(np.argmax(gains))
 
 
-def end_by_a_product(values, responses, end_token):
-    goes_on = torch.cumprod(responses != end_token, dim=1)
-    length = torch.clip(goes_on.sum(1) + 1, max=responses.shape[1])
-    return torch.einsum("bt,bt->b", values.float(), F.one_hot(length, values.shape[1]).float())
+def scale_in_numpy(ahead, factors):
+    a, c = ahead.numpy(), factors.numpy()
+    sums = np.logaddexp(0, -a[:, None] * c[:, None]).sum(-1)
+    return c[sums.argmin(1)], (np.logaddexp(0, -a).sum(-1) - sums.min(1)).argmax()
 
 
-def end_as_a_list(values, responses, end_token):
-    lengths = [
-        (row.index(end_token) + 1 if end_token in row else len(row)) for row in responses.tolist()
-    ]
-    return [v[n] for v, n in zip(values, lengths, strict=True)]
+def scale_in_single_precision(ahead, factors):
+    ahead, factors = ahead.float(), factors.float()
+    losses = F.softplus(torch.einsum("gn,k->kgn", -ahead, factors)).sum(2)
+    least, which = losses.min(dim=0)
+    return factors[which], (F.softplus(-ahead).sum(1) - least).argmax()
 
 
-def end_by_argmax(values, responses, end_token):
-    ends = responses == end_token
-    ends[:, -1] = True
-    return values.gather(1, 1 + ends.int().argmax(1, keepdim=True)).flatten()
-
-
-def read(column):
-    def answer(values, responses, end_token):
-        ends = responses == end_token
-        return values[range(len(ends)), column(ends, (ends.cumsum(1) == 0).sum(1))]
+def scale(loss=lambda d: -F.logsigmoid(d), ends=torch.min, gain=torch.sub, index=torch.argmax):
+    def answer(ahead, factors):
+        losses = torch.stack([loss(c * ahead).mean(1) for c in factors])
+        end, which = ends(losses, dim=0)
+        return factors[which], index(gain(loss(ahead).mean(1), end))
 
     return answer
 
 
-WRONG_END = [
-    (read(lambda ends, n: (n + 1).clamp(max=ends.shape[1]) - 1), "too early"),
-    (read(lambda ends, n: (n + 2).clamp(max=ends.shape[1])), "too late"),
-    (read(lambda ends, n: n), "the end token belongs to the response"),
-    (lambda v, y, end: v[:, -1], "this is the last column"),
-    (lambda v, y, end: v[:, 0], "this is column 0"),
-    (
-        read(lambda ends, n: ((~ends).sum(1) + 1).clamp(max=ends.shape[1])),
-        "tokens behind the end are counted",
-    ),
-    (
-        lambda v, y, end: torch.stack(
-            [
-                r[max([t + 1 for t in range(len(s)) if s[t] == end] or [len(s)])]
-                for r, s in zip(v, y, strict=True)
-            ]
-        ),
-        "the first end token counts",
-    ),
-    (read(lambda ends, n: ends.int().argmax(1) + 1), "without an end token ends with its last"),
-    (read(lambda ends, n: ends.int().argmax(1)), "add 1, and mind"),
-    (read(lambda ends, n: (n + 1).clamp(max=4)), "the value is not right"),
-    (lambda *a: end_in_loops(*a).abs(), "take no abs"),
-    (lambda *a: end_in_loops(*a).clamp(min=0), "do not cut it off"),
-    (lambda v, y, end: end_in_loops(v, y.fill_(end), end), "responses in place"),
-    (lambda v, y, end: end_in_loops(v[:4], y[:4], end), "the shape is not right"),
-    (lambda v, y, end: v.mean(dim=1), "the columns are averaged"),
-    (lambda v, y, end: end_in_loops(v, y, 0), "the value is not right"),
-    (lambda v, y, end: v.gather(1, (y != end).cumprod(1)), "the shape is not right"),
-    (lambda v, y, end: end_in_loops(v, y, end).detach(), "no gradient reaches values"),
+WRONG_SCALE = [
+    (scale(gain=lambda own, end: own), "may be ignorance"),
+    (lambda a, f: (scale()(a, f)[0], (a > 0).sum(1).argmin()), "accuracy is blind"),
+    (lambda a, f: ((b := scale()(a, f)[0]), b.log().abs().argmax()), "may gain little"),
+    (lambda a, f: scale()(a, 1 / f), "the value is not right"),
+    (scale(ends=torch.max), "the value is not right"),
+    (scale(index=torch.argmin), "gains least"),
+    (lambda a, f: scale()(-a, f), "sign is wrong"),
+    (scale(loss=lambda d: -d.sigmoid().log()), "use logsigmoid"),
+    (scale(loss=lambda d: (1 + (-d).exp()).log()), "use logsigmoid"),
+    (scale(loss=lambda d: (d <= 0).double()), "the value is not right"),
+    (scale(loss=lambda d: (1 - d.sigmoid()) ** 2), "the value is not right"),
+    (lambda a, f: scale()(a, f)[0], "yours 1 array [4]"),
+    (lambda a, f: scale()(a, f)[::-1], "the shape is not right"),
+    (lambda a, f: scale()(a[:, :4], f), "the value is not right"),
+    (lambda a, f: scale()(a.clamp(-50, 50), f.sort()[0])[:1] * 2, "the shape is not right"),
+    (lambda a, f: scale()(a, f.clamp(max=1)), "the value is not right"),
+    (lambda a, f: scale()(a.mul_(1), f.sub_(0.1)), "factors in place"),
 ]
 
 
@@ -239,13 +132,13 @@ WRONG_END = [
 def unit_in_loops(reward, p, price, c):
     mean = sum(q * r for q, r in zip(p, reward, strict=True))
     new = torch.stack([c * (r - mean) for r in reward])
-    z = sum(q * (r / (c * price)).exp() for q, r in zip(p, new, strict=True))
-    return new, c * price, c * price * z.log()
+    z = torch.logsumexp(new / (c * price) + p.log(), dim=0)
+    return new, c * price, c * price * z
 
 
 def unit_in_single_precision(rewards, ref_probs, beta, scale):
     r, p = rewards.float(), ref_probs.float()
-    old = beta * torch.log(p @ torch.exp(r / beta))  # J* before, in the old unit
+    old = beta * torch.logsumexp(torch.log(p) + r / beta, 0)  # J* before, in the old unit
     return [scale * (r - p @ r), torch.tensor(scale * beta), scale * (old - p @ r)]
 
 
@@ -259,7 +152,7 @@ def unit_as_lists(rewards, ref_probs, beta, scale):
 def unit(shift=torch.dot, beta=lambda b, c: c * b, factor=lambda c: c, end=None):
     def answer(r, p, b, c):
         new, price = factor(c) * (r - shift(p, r)), beta(b, c)
-        value = price * (p * (new / price).exp()).sum().log()
+        value = price * (p.log() + new / price).logsumexp(0)
         return new, price, end(value, new, p, price, c) if end else value
 
     return answer
@@ -269,7 +162,17 @@ def reward_of_best(value, new, p, price, c):
     return (p.log() + new / price).softmax(0) @ new
 
 
+def log_z(tilt, p):
+    return (p.log() + tilt).logsumexp(0)
+
+
+def unit_that_overflows(r, p, b, c):
+    new = c * (r - p @ r)
+    return new, b * c, b * c * (p @ (new / b / c).exp()).log()
+
+
 WRONG_UNIT = [
+    (unit_that_overflows, "logsumexp"),
     (unit(beta=lambda b, c: b / c), "β is divided by c"),
     (unit(beta=lambda b, c: b), "β stays as it was"),
     (unit(lambda p, r: r.mean()), "weigh the mean"),
@@ -283,7 +186,7 @@ WRONG_UNIT = [
     (unit(end=reward_of_best), "J* is less by the price of its KL"),
     (unit(end=lambda value, new, p, price, c: p @ new), "the value is not right"),
     (
-        lambda r, p, b, c: ((new := c * r - p @ r), b * c, (p @ (new / b / c).exp()).log() * b * c),
+        lambda r, p, b, c: ((new := c * r - p @ r), b * c, log_z(new / b / c, p) * b * c),
         "multiplied by c too",
     ),
     (lambda *x: unit()(*x)[:2], "yours 2 things (array [3], number)"),
@@ -296,21 +199,9 @@ WRONG_UNIT = [
 
 
 RIGHT = {
-    "08-votes": [
-        votes_in_loops,
-        votes_in_numpy,
-        votes_in_single_precision,
-        votes(),
-        votes_in_lists,
-    ],
     "08-loss": [loss_by_torch, loss_in_single_precision, loss_in_loops, choice(), loss_by_einsum],
-    "08-end": [end_in_loops, end_by_a_product, end_by_argmax, end_as_a_list],
+    "08-scale": [scale_in_loops, scale_in_numpy, scale_in_single_precision, scale()],
     "08-unit": [unit_in_loops, unit_in_single_precision, unit(), unit_as_lists],
 }
 
-WRONG = {
-    "08-votes": WRONG_VOTES,
-    "08-loss": WRONG_LOSS,
-    "08-end": WRONG_END,
-    "08-unit": WRONG_UNIT,
-}
+WRONG = {"08-loss": WRONG_LOSS, "08-scale": WRONG_SCALE, "08-unit": WRONG_UNIT}

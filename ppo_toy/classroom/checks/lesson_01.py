@@ -1,5 +1,7 @@
 """Lesson 01, the objective: the brake of a response, J down to θ, and which β was used."""
 
+import math
+
 import torch
 from torch import Generator, Tensor
 
@@ -91,6 +93,8 @@ OBJECTIVE = Exercise(
             lambda x, ref, r, beta: _j(x.softmax(-1), x, ref, 0 * r, beta),
         "the KL's arguments are swapped: the policy stands first":
             lambda x, ref, r, beta: x.softmax(-1) @ r - beta * _kl(ref, x),
+        "the words are not weighted: each counts with its probability under the policy":
+            lambda x, ref, r, beta: (r - beta * log_ratio(x, ref)).sum(),
         "the reward is averaged over the words, not over the policy":
             lambda x, ref, r, beta: r.mean() - beta * _kl(x, ref),
         "the expectation is the reference's, not the policy's":
@@ -109,79 +113,53 @@ OBJECTIVE = Exercise(
 )  # fmt: skip
 
 
-# Which beta a run was trained with, and what the slip costs.
+# Which beta a run was trained with.
 
 
 def _at_a_top(generator: Generator, k: int) -> dict:
-    """Two words earn the same in case 1; one should be said and never is in 2; a tiny beta in 3."""
+    """The first two words earn the same in case 1, the first and the last in case 2."""
     ref_logits, rewards = normal(2, *sizes(k, 1, low=3), generator=generator)
-    used, beta = uniform(0.3, 0.7, generator), uniform(0.9, 1.8, generator)
-    if k == 1:
-        rewards[1] = rewards[0]
-    if k == 2:
-        rewards, used, beta = (rewards / 10).round(decimals=2), used / 100, beta * 4
-        rewards[0] -= 8
+    used = uniform(0.1, 0.2, generator) if k == 3 else uniform(0.4, 2.5, generator)
+    if k in (1, 2):
+        rewards[1 if k == 1 else -1] = rewards[0]
+        rewards[2 if k == 1 else 1] = rewards[0] + 0.5  # never all the same
     p = (ref_logits.log_softmax(-1) + rewards / used).softmax(-1)
-    beta = 0.001 if k == 3 else beta
-    return {"p_ref": ref_logits.softmax(-1), "p": p, "rewards": rewards, "beta": beta}
+    return {"p_ref": ref_logits.softmax(-1), "p": p, "rewards": rewards}
 
 
-def _slope(x: Tensor, y: Tensor) -> Tensor:
-    """Of the straight line through all the points (x, y)."""
+def _which_beta(p_ref: Tensor, p: Tensor, rewards: Tensor) -> Tensor:
+    """The slope of a straight line through all words."""
+    x = (p / p_ref).log()
     x = x - x.mean()
-    return (x * y).sum() / (x * x).sum()
+    return (x * rewards).sum() / (x * x).sum()
 
 
-def _which_beta(p_ref: Tensor, p: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """A line through all words, and the gap as a KL."""
-    said = p > 0
-    used = _slope((p[said].log() - p_ref[said].log()), rewards[said])
-    return used, beta * _kl(p.log(), p_ref.log() + rewards / beta)
-
-
-def _but(used=lambda x: x, cost=lambda x, p_ref, p, r, beta: x):
-    """The right answer but for what becomes of either number."""
-
-    def answer(*given):
-        x, y = _which_beta(*given)
-        return used(x), cost(y, *given)
-
-    return answer
-
-
-def _without_reference(p_ref: Tensor, p: Tensor, r: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    ends = torch.stack([r.argmax(), torch.where(p > 0, r, torch.inf).argmin()])
-    return _slope(p[ends].log(), r[ends]), _which_beta(p_ref, p, r, beta)[1]
-
-
-def _best(p_ref: Tensor, r: Tensor, beta: float) -> Tensor:
-    return p_ref.log() + r / beta
+def _slope(x: Tensor, rewards: Tensor) -> Tensor:
+    """Of the reward, from the worst word to the best."""
+    best, worst = rewards.argmax(), rewards.argmin()
+    return (rewards[best] - rewards[worst]) / (x[best] - x[worst])
 
 
 WHICH_BETA = Exercise(
     name="01-which-beta",
     draw=_at_a_top,
     route=_which_beta,
-    own=("optimum", "evaluate", "kl_divergence", "kl_of_log_probs"),
+    own=("optimum", "evaluate"),
     mistakes={
-        "this is 1 / β: reward differs by β times the log-ratio": _but(lambda x: 1 / x),
-        "β comes out negative: the log-ratio is log p − log p_ref": _but(lambda x: -x),
+        "this is 1 / β: reward differs by β times the log-ratio":
+            lambda *given: 1 / _which_beta(*given),
+        "β comes out negative: the log-ratio is log p − log p_ref":
+            lambda *given: -_which_beta(*given),
         "the reference is missing: it is the log-ratio that grows with the reward":
-            _without_reference,
-        "the cost is measured with the β of the file, not with the one that was used":
-            _but(cost=lambda x, *_: 0 * x),
-        "the cost's sign is wrong: J* is the larger one": _but(cost=lambda x, *_: -x),
-        "the cost is β times a KL; β is missing": _but(cost=lambda x, q, p, r, beta: x / beta),
-        "the cost is β KL(p ‖ π*): the policy that came out stands first":
-            _but(cost=lambda x, q, p, r, beta: beta * _kl(_best(q, r, beta), p.log())),
-        "this is the brake, β times the KL to the reference; the cost is J* − J":
-            _but(cost=lambda x, q, p, r, beta: beta * _kl(p.log(), q.log())),
-        "a word that is never said counts in J*: Z runs over all words":
-            _but(cost=lambda x, q, p, r, beta: beta * _kl(p.log(), _best(q * (p > 0), r, beta))),
-        "this is what the reference misses":
-            _but(cost=lambda x, q, p, r, beta: beta * _kl(q.log(), _best(q, r, beta))),
-        "this is J*; the cost is J* − J":
-            _but(cost=lambda x, q, p, r, beta: beta * _best(q, r, beta).logsumexp(-1)),
+            lambda q, p, r: _slope(p.log(), r),
+        "the logarithm is missing: reward differs by β times the log-ratio":
+            lambda q, p, r: _slope(p / q, r),
+        "the logarithm is natural: β is a price per nat":
+            lambda *given: math.log(2) * _which_beta(*given),
+        "log Z is in each log-ratio; it goes away in the difference of two":
+            lambda q, p, r: r.max() / (p / q).log()[r.argmax()],
+        "each word has log Z in it, and a mean over words does not remove it":
+            lambda q, p, r: (r / (p / q).log()).mean(),
     },
 )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""Lesson 08, the reward model: votes, the loss of a choice, R at the end, zero and unit."""
+"""Lesson 08, the reward model: the loss of a choice, whose scale is wrong, zero and unit."""
+
+import math
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -7,88 +10,18 @@ from torch.nn import functional as F
 from ppo_toy.classroom.exercise import Exercise
 from ppo_toy.classroom.inputs import normal, sizes, uniform
 
-# Votes: the share, the ceiling, the agreement.
-
-
-def _ballots(generator: Generator, k: int) -> dict:
-    """One pair without votes, the others with some ties, in any order.
-
-    Where all raters vote, one votes with more zeal than the others together.
-    """
-    n_raters, n = sizes(k, 2, low=3)
-    votes = torch.where(torch.arange(n_raters) < torch.arange(n)[:, None] + 1, 1.0, 0.0)
-    votes[:, 0] *= -1
-    votes[-1, 0] *= 4 * n_raters  # the mean worth is not with the majority
-    votes[0] = 0
-    votes = torch.stack([row[torch.randperm(n_raters, generator=generator)] for row in votes])
-    sides = 1 - 2 * torch.randint(2, (n, 1), generator=generator)
-    gaps = 0.2 + 0.6 * normal(n, n_raters, generator=generator).sigmoid()
-    worth_b = normal(n, n_raters, generator=generator)
-    worth_a = worth_b + (votes * sides * gaps).round(decimals=2)
-    pairs = torch.randperm(n, generator=generator)
-    weights = normal(n, generator=generator).softmax(0)
-    return {"worth_a": worth_a[pairs].T, "worth_b": worth_b[pairs].T, "weights": weights}
-
-
-def _agreement(worth_a: Tensor, worth_b: Tensor, weights: Tensor) -> tuple:
-    """By listing the votes, and by asking every ordered pair of voters."""
-    shares, ceiling, both = [], 0.0, 0.0
-    for column, w in zip((worth_a - worth_b).T.tolist(), weights, strict=True):
-        votes = [d > 0 for d in column if d != 0] or [True, False]
-        shares.append(votes.count(True) / len(votes))
-        ceiling = ceiling + w * max(votes.count(True), votes.count(False)) / len(votes)
-        both = both + w * sum(x == y for x in votes for y in votes) / len(votes) ** 2
-    return torch.tensor(shares, dtype=torch.float64), ceiling, both
-
-
-def _share(a: Tensor, b: Tensor, empty: float = 0.5) -> Tensor:
-    return ((a > b).sum(0) / (a != b).sum(0)).double().nan_to_num(empty)
-
-
-def _vote(
-    share=_share, right=lambda p, a, b: p.maximum(1 - p), same=lambda p: p**2 + (1 - p) ** 2,
-    mean=lambda w, x: (w * x).sum(),
-):  # fmt: skip
-    return lambda a, b, w: ((p := share(a, b)), mean(w, right(p, a, b)), mean(w, same(p)))
-
-
-VOTES = Exercise(
-    name="08-votes",
-    draw=_ballots,
-    route=_agreement,
-    mistakes={
-        "a tie is no vote: divide by those who vote": _vote(lambda a, b: (a > b).double().mean(0)),
-        "a tie is no vote, nor half of one": _vote(lambda a, b: ((a - b).sign() + 1).mean(0) / 2),
-        "a tie counts as a vote for A": _vote(lambda a, b: (a >= b).double().mean(0)),
-        "where nobody votes the share is ½, not nan": _vote(lambda a, b: _share(a, b, torch.nan)),
-        "where nobody votes the share is ½, not 0": _vote(lambda a, b: _share(a, b, 0)),
-        "the share is that of A, not of B": _vote(lambda a, b: _share(b, a)),
-        "ceiling and agreement are swapped": lambda *x: (*_vote()(*x)[::2], _vote()(*x)[1]),
-        "the majority is found for each pair, before the mean over pairs":
-            lambda a, b, w: ((p := _share(a, b)), (w @ p).maximum(1 - w @ p), _vote()(a, b, w)[2]),
-        "the ceiling is the majority's; this is right for the mean worth":
-            _vote(right=lambda p, a, b: torch.where(a.mean(0) > b.mean(0), p, 1 - p)),
-        "the favourite of a pair may be B: the ceiling has a maximum": _vote(right=lambda p, *x: p),
-        "two voters also agree when both prefer B: add (1 - p)²": _vote(same=lambda p: p**2),
-        "1 - p² is not (1 - p)²": _vote(same=lambda p: p**2 + 1 - p**2),
-        "the weights are missing": _vote(mean=lambda w, x: x.mean()),
-        "divided by N once more: the weights sum to 1": _vote(mean=lambda w, x: (w * x).mean()),
-    },
-)  # fmt: skip
-
-
 # The loss of a choice.
 
 
 def _choices(generator: Generator, k: int) -> dict:
-    """One of the pairs is rare and has a difference of about plus or minus 800."""
+    """One pair is rare and differs by about ±800; in cases 1 and 3 all chose alike."""
     (n,) = sizes(k, 1, low=3)
     reward_a, reward_b = normal(2, n, generator=generator)
     side = 1 - 2 * torch.randint(2, (), generator=generator)
     reward_a[0], reward_b[0] = side * (400 + reward_a[0]), -side * 400
     share = (0.1 + 0.8 * normal(n, generator=generator).sigmoid()).round(decimals=2)
-    rare = torch.tensor([0.001])
-    weights = torch.cat([rare, 0.999 * normal(n - 1, generator=generator).softmax(0)])
+    share[0] = {1: 0.5 + side / 2, 3: 0.5 - side / 2}.get(k, share[0])
+    weights = torch.cat([torch.tensor([-7.0]), normal(n - 1, generator=generator)]).softmax(0)
     order = torch.randperm(n, generator=generator)
     columns = torch.stack([reward_a, reward_b, share, weights])[:, order]
     return dict(zip(("reward_a", "reward_b", "share", "weights"), columns, strict=True))
@@ -123,8 +56,6 @@ LOSS = Exercise(
         "the term with 1 - p is missing": _choose(lambda d, p: p * F.softplus(-d)),
         "the shares are missing: some chose B": _choose(lambda d, p: F.softplus(-d)),
         "the shares became 0 or 1": _choose(lambda d, p: _loss(d, (p > 0.5).double())),
-        "the logarithm is missing": _choose(lambda d, p: p + (1 - 2 * p) * d.sigmoid()),
-        "a squared error is not this loss": _choose(lambda d, p: (d.sigmoid() - p) ** 2),
         "the weights are missing": _choose(mean=lambda w, x: x.mean()),
         "divided by N once more: the weights sum to 1": _choose(mean=lambda w, x: (w * x).mean()),
         "reward_b lost its gradient": _choose(minus=lambda a, b: a - b.detach()),
@@ -132,58 +63,73 @@ LOSS = Exercise(
 )  # fmt: skip
 
 
-# R at the end of a response.
+# Whose scale is wrong.
 
 
-def _rows(generator: Generator, k: int) -> dict:
-    """A response of one token, a full one with an end token, one without, others; in any order."""
-    b, t = sizes(k, 2, low=4)
-    end_token, *others = torch.randperm(7, generator=generator).tolist()
-    responses = torch.tensor(others)[torch.randint(6, (b, t), generator=generator)]
-    responses[[0, 1, 3, 3], [0, t - 1, 1, t - 1]] = responses[0, t - 2] = end_token
-    ends = (responses == end_token).long()
-    lengths = ends.argmax(1).where(ends.any(1), t - 1) + 1
-    behind = torch.arange(t + 1) > lengths[:, None]
-    values = normal(b, t + 1, generator=generator).masked_fill(behind, 99)
-    order = torch.randperm(b, generator=generator)
-    return {"values": values[order], "responses": responses[order], "end_token": end_token}
+def _colleagues(generator: Generator, k: int) -> dict:
+    """No simpler rule finds the model. In case 1 it is too timid; in case 2 margins are ±9000."""
+    g, n, n_factors = sizes(k, 3, low=4)
+    spaced = (2 ** torch.linspace(-2.5, 2.5, n_factors, dtype=torch.float64)).round(decimals=2)
+    while True:
+        factors = spaced[torch.randperm(n_factors, generator=generator)]
+        spread, shift = normal(2, g, 1, generator=generator)
+        unscaled = 0.5 + shift + normal(g, n + 3, generator=generator)
+        ahead = (3**spread * unscaled).round(decimals=2)
+        if k == 2:
+            ahead[1, :2] = torch.tensor([9000, -9000])
+        best, second = _losses(ahead, factors).sort(dim=0)[0][:2]
+        gains = (_losses(ahead, torch.ones(1))[0] - best).sort()[0]
+        clear = min((second - best).min(), gains[-1] - gains[-2]) > 0.02 and factors[0] > 0.2
+        found, which = _scale(ahead, factors)
+        fooled = [pick(gains, ahead, found) == which for pick in _FOOLED.values()]
+        if clear and (k == 2 or ((found[which] > 1) == (k == 1) and not any(fooled))):
+            return {"ahead": ahead, "factors": factors}
 
 
-def _at_the_end(values: Tensor, responses: Tensor, end_token: int) -> Tensor:
-    """Row by row, by cutting a list behind the end token."""
-    rows = zip(values, responses.tolist(), strict=True)
-    return torch.stack([v[: [*y[:-1], end_token].index(end_token) + 2][-1] for v, y in rows])
+def _whose_scale(ahead: Tensor, factors: Tensor) -> tuple:
+    """Margin by margin, in plain numbers."""
+    best, gains = [], []
+    for row in ahead.tolist():
+        losses = {
+            c: sum(math.log1p(math.exp(-abs(c * d))) - min(c * d, 0) for d in row) / len(row)
+            for c in (*factors.tolist(), 1.0)
+        }
+        best.append(min(factors.tolist(), key=losses.get))
+        gains.append(losses[1] - losses[best[-1]])
+    return torch.tensor(best, dtype=torch.float64), torch.tensor(gains).argmax()
 
 
-def _read(length):
-    """An answer that reads where `length` says, from the end tokens and how many come first."""
-
-    def answer(values, responses, end_token):
-        ends = (responses == end_token).long()
-        columns = length(ends, (ends.cumsum(1) == 0).sum(1)).clamp(max=ends.shape[1])
-        return values.gather(1, columns[:, None]).squeeze(1)
-
-    return answer
+def _losses(ahead: Tensor, factors: Tensor) -> Tensor:
+    return F.softplus(-factors[:, None, None] * ahead).mean(-1)
 
 
-END = Exercise(
-    name="08-end",
-    draw=_rows,
-    route=_at_the_end,
-    differentiate=("values",),
-    mistakes={
-        "one token too early: column t comes after t tokens":
-            _read(lambda e, n: n.clamp(max=e.shape[1] - 1)),
-        "one token too late": _read(lambda e, n: n + 2),
-        "the end token belongs to the response": _read(lambda e, n: n),
-        "this is the last column, whatever stands there": _read(lambda e, n: n + e.shape[1]),
-        "this is column 0, where nothing has been said": _read(lambda e, n: 0 * n),
-        "tokens behind the end are counted": _read(lambda e, n: (1 - e).sum(1) + 1),
-        "the first end token counts, not the last":
-            _read(lambda e, n: e.shape[1] - e.flip(1).argmax(1)),
-        "a response without an end token ends with its last": _read(lambda e, n: e.argmax(1) + 1),
-        "add 1, and mind responses without an end token": _read(lambda e, n: e.argmax(1)),
-        "the columns are averaged; R is one of them": lambda v, y, end: v.mean(1),
+def _scale(ahead, factors, *, losses=_losses, best=torch.argmin, pick=lambda g, *_: g.argmax()):
+    table = losses(ahead, torch.cat([factors, torch.ones(1)]))
+    found = factors[best(table[:-1], 0)]
+    return found, pick(table[-1] - table[:-1].amin(0), ahead, found)
+
+
+_FOOLED = {
+    "index: the largest loss may be ignorance": lambda _, a, f: F.softplus(-a).mean(-1).argmax(),
+    "index: accuracy is blind to the scale": lambda _, a, f: (a > 0).sum(1).argmin(),
+    "index: a factor far from 1 may gain little": lambda _, a, f: f.log().abs().argmax(),
+}
+
+SCALE = Exercise(
+    name="08-scale",
+    draw=_colleagues,
+    route=_whose_scale,
+    mistakes={message: partial(_scale, pick=pick) for message, pick in _FOOLED.items()} | {
+        "the factor multiplies the margins": partial(_scale, losses=lambda a, f: _losses(a, 1 / f)),
+        "the factor is wanted, not its number":
+            lambda a, f: (_losses(a, f).argmin(0).double(), _scale(a, f)[1]),
+        "the smallest loss is wanted, not the largest": partial(_scale, best=torch.argmax),
+        "each model has a factor of its own; this is one for all":
+            partial(_scale, best=lambda t, _: t.mean(1).argmin().expand(t.shape[1])),
+        "the sign is wrong: a large margin is right": lambda a, f: _scale(-a, f),
+        "index: this one gains least": partial(_scale, pick=lambda g, *_: g.argmin()),
+        "a large margin gives inf: use logsigmoid":
+            partial(_scale, losses=lambda a, f: -(f[:, None, None] * a).sigmoid().log().mean(-1)),
     },
 )  # fmt: skip
 
@@ -192,26 +138,22 @@ END = Exercise(
 
 
 def _priced(generator: Generator, k: int) -> dict:
-    """The unit is smaller, and in case 1 larger."""
+    """The unit is smaller, in case 1 larger; in case 3 e^(R / β) overflows."""
     rewards, logits = normal(2, *sizes(k, 1, low=3), generator=generator)
-    beta, scale = uniform(0.5, 0.9, generator), uniform(1.5, 1.9, generator)
-    named = {"rewards": 1 + rewards, "ref_probs": logits.softmax(0), "beta": beta}
-    return named | {"scale": 0.4 if k == 1 else scale}
+    beta, rewards = (0.001, 4 * rewards) if k == 3 else (uniform(0.5, 0.9, generator), rewards)
+    scale = 0.4 if k == 1 else uniform(1.5, 1.9, generator)
+    return {"rewards": 1 + rewards, "ref_probs": logits.softmax(0), "beta": beta, "scale": scale}
 
 
 def _new_unit(rewards: Tensor, ref_probs: Tensor, beta: float, scale: float) -> tuple:
     """From the best policy in the old unit: what it gains, less its KL, in the new unit."""
-    best = ref_probs * torch.exp(rewards / beta)
-    best, shifted = best / best.sum(), rewards - ref_probs @ rewards
-    return scale * shifted, scale * beta, scale * best @ (shifted - beta * (best / ref_probs).log())
+    log_best = (ref_probs.log() + rewards / beta).log_softmax(0)
+    shifted, nats = rewards - ref_probs @ rewards, log_best - ref_probs.log()
+    return scale * shifted, scale * beta, scale * log_best.exp() @ (shifted - beta * nats)
 
 
 def _value(r: Tensor, p: Tensor, b: float, *x: Tensor | float) -> Tensor:
     return b * (p.log() + r / b).logsumexp(0)
-
-
-def _best(r: Tensor, p: Tensor, b: float) -> Tensor:
-    return (p.log() + r / b).softmax(0)
 
 
 def _convert(new=lambda r, p, b, c: c * (r - p @ r), price=lambda b, c: b * c, value=_value):
@@ -230,19 +172,20 @@ UNIT = Exercise(
         "β is divided by c; R / β has to stay as it was": _convert(price=lambda b, c: b / c),
         "β stays as it was; R / β has to": _convert(price=lambda b, c: b),
         "weigh the mean by the reference": _convert(lambda r, p, b, c: c * (r - r.mean())),
-        "this is the best policy's mean": _convert(lambda r, p, b, c: c * (r - _best(r, p, b) @ r)),
         "the mean is to be multiplied by c too": _convert(lambda r, p, b, c: c * r - p @ r),
         "the mean is added; subtract it": _convert(lambda r, p, b, c: c * (r + p @ r)),
         "the rewards are not shifted": _convert(lambda r, p, b, c: c * r),
         "the rewards are not multiplied by c": _convert(lambda r, p, b, c: r - p @ r),
         "c divides; it multiplies": lambda r, p, b, c: _convert()(r, p, b, 1 / c),
         "J* is in the old unit": _convert(value=lambda r, p, b, o, c: _value(r, p, b) / c),
-        "J* is that before the shift": _convert(value=lambda r, p, b, o, c: _value(c * o, p, b)),
         "J* lacks the factor β′": _convert(value=lambda r, p, b, *x: _value(r, p, b) / b),
+        "e^(R′ / β′) overflows: use logsumexp":
+            _convert(value=lambda r, p, b, *x: b * (p @ (r / b).exp()).log()),
         "J* lacks π_ref": _convert(value=lambda r, p, b, *x: b * (r / b).logsumexp(0)),
-        "J* is less by the price of its KL": _convert(value=lambda r, p, b, *x: _best(r, p, b) @ r),
+        "J* is less by the price of its KL": _convert(
+            value=lambda r, p, b, *x: (p.log() + r / b).softmax(0) @ r),
         "the mean lost its gradient": _convert(lambda r, p, b, c: c * (r - p @ r.data)),
     },
-)
+)  # fmt: skip
 
-EXERCISES = [VOTES, LOSS, END, UNIT]
+EXERCISES = [LOSS, SCALE, UNIT]
