@@ -54,8 +54,8 @@ WRONG_MEND = [
     (mend(loss=lambda k: 0 * k), "left the loss"),
     (mend(lambda k: back(k * k / 2) - k * k / 2), "charged with their k2"),
     (mend(lambda k: torch.cumsum(k, 1) - k), "earlier log-ratios are charged, not later"),
-    (mend(lambda k: k.sum(1)[:, None] - k), "earlier log-ratios are charged too"),
-    (mend(lambda k: torch.nn.functional.pad(k[:, 1:], (0, 1))), "only the next"),
+    (mend(lambda k: k.sum(1)[:, None] - k), "earlier ones are charged too"),
+    (mend(lambda k: torch.nn.functional.pad(k[:, 1:], (0, 1))), "the value is not right"),
     (mend(lambda k: k - back(k)), "are rewarded"),
     (mend(loss=lambda k: k), "k1 in the loss"),
     (mend(loss=lambda k: torch.exp(-k) - 1 + k), "k3 in the loss"),
@@ -114,7 +114,7 @@ def read(token=lambda g: g.abs().argmax(), x=lambda z: z, y=lambda g: g.abs().lo
 
 WRONG_READ = [
     (read(lambda g: g.argmax()), "not the largest entry"),
-    (read(lambda g: g.abs().argmin()), "not the smallest entry"),
+    (read(lambda g: g.abs().argmin()), "returned 1 of 2"),
     (read(lambda g: g.argmin()), "returned 1 of 2"),
     (read(out=False), "no probability"),
     (read(y=lambda g: g.abs()), "take their logarithm"),
@@ -172,7 +172,7 @@ WRONG_HABITS = [
     (habits(double=lambda x, y: y.max(1).values > 0.8 * x.max(1).values), "largest numbers"),
     (habits(double=lambda x, y: y[:, -1] > x[:, -1]), "a fifth"),
     (habits(order=(1, 2, 3)), "first habit"),
-    (habits(order=(3, 1)), "habit 2 is missing"),
+    (habits(order=(3, 1)), "the value is not right"),
     (lambda *a: habits()(*a) - 1, "not right"),
     (lambda *a: torch.where(habits()(*a) == 0, 4, habits()(*a)), "the number is 0"),
 ]
