@@ -50,8 +50,6 @@ def _tilt(r: Tensor, g: Tensor, b: Tensor) -> Tensor:
 
 
 def _judge(tilt=_tilt, per=lambda c, r, g, b: b * c / r, which=_first):
-    """An answer with other parts; `per` is given the covariance, both variances and the prices."""
-
     def answer(proxy, gold, betas):
         w = tilt(proxy, gold, betas[:, None])
         x, y = proxy - (w @ proxy)[:, None], gold - (w @ gold)[:, None]
@@ -100,8 +98,6 @@ def _all_sets(proxy: Tensor, gold: Tensor) -> Tensor:
 
 
 def _pool(ranked=lambda r, g: g[r.argsort()], sets=lambda i, n: math.comb(i - 1, n - 1), per=None):
-    """From the number of sets in which rank i is the best, divided by the number of all."""
-
     def answer(proxy, gold):
         ranks = range(1, len(gold) + 1)
         table = [[sets(i, n) / (per or math.comb(len(gold), n)) for i in ranks] for n in ranks]
