@@ -128,10 +128,9 @@ NEVER_NEGATIVE = {
     "09-roll-out": [0, 1],
     "09-two-rulers": [1],
     "09-updates": [1],
-    "10-law": [0, 1],
-    "10-next-nat": [0],
     "11-temperature": [0, 1],
     "11-habits": [0],
+    "10-too-far": [1],
 }
 
 
