@@ -49,10 +49,9 @@ AXES = {
     "08-loss": "N N N N",
     "08-end": "BC BT",  # C columns: one more than tokens
     "08-unit": "N N",
-    "09-roll-out": "V VV BT",
     "09-surrogate": "BT BT B BT",
+    "09-which-step": "G GS GS GS",
     "09-two-rulers": "PN PN PN",
-    "09-updates": "V V B B",
     "10-law": "N N",
     "10-pot": "N N",
     "10-next-nat": "N N N",
