@@ -92,7 +92,7 @@ WRONG_SURROGATE = [
     ),
     (surrogate(mask_ratio=False), "padding counts in the log-ratio"),
     (surrogate(mask_sum=False), "padding counts in the last sum"),
-    (surrogate(mask_ratio=False, mask_sum=False), "mask is not used at all"),
+    (surrogate(mask_ratio=False, mask_sum=False), "the value is not right"),
     (surrogate(end=torch.sum), "not divided by B"),
     (surrogate(end=lambda x: -x.mean()), "sign is wrong"),
     (surrogate(end=lambda x: x), "shape is not right"),
@@ -124,7 +124,17 @@ def step_in_loops(betas, objective, rewards, kl):
     return found
 
 
-def step(limit=1e-6, halves=None, still=(4, 8), begins=4, off="every", down=9, first="J", sign=1):
+def step(
+    limit=1e-6,
+    halves=None,
+    still=(4, 8),
+    begins=4,
+    off="every",
+    down=9,
+    first="J",
+    sign=1,
+    ends=False,
+):
     def rise(x):
         n = x.shape[1] // 2
         return halves(x) if halves else x[:, n:].mean(dim=1) - x[:, :n].mean(dim=1)
@@ -137,7 +147,8 @@ def step(limit=1e-6, halves=None, still=(4, 8), begins=4, off="every", down=9, f
         code = torch.zeros(len(betas), dtype=torch.long)
         code[rise(objective) < -0.5] = down
         code[~zero[:, 0]] = begins
-        code[zero.all(1)] = torch.where(rise(rewards) > 0.5, *still)[zero.all(1)]
+        up = rewards[:, -1] - rewards[:, 0] if ends else rise(rewards)
+        code[zero.all(1)] = torch.where(up > 0.5, *still)[zero.all(1)]
         code[wrong & (code == 0) if first == "rest" else wrong] = 5
         return code
 
@@ -155,6 +166,7 @@ WRONG_STEP = [
     (step(down=0), "a J that falls is a fault of step 9"),
     (step(first="rest"), "can fall, too: that is step 5"),
     (step(sign=-1), "the value is not right"),
+    (step(ends=True), "the value is not right"),
     (lambda b, *logs: step()(torch.ones_like(b), *logs), "β is missing"),
     (lambda b, j, r, kl: step()(b, r - b[:, None] * kl, r, kl), "J is not looked at"),
     (lambda *logs: step()(*logs) > 0, "the value is not right"),
@@ -213,7 +225,7 @@ WRONG_RULERS = [
     (rulers(flip=-1), "KL in J is turned round"),
     (rulers(z=lambda q, r, b: b * (r / b).logsumexp(1)), "the value is not right"),
     (lambda *a: (rulers()(*a)[0], a[-1] * rulers()(*a)[1]), "the gap is in reward"),
-    (lambda *a: (1 - rulers()(*a)[0], rulers()(*a)[1]), "this is what is missing"),
+    (lambda *a: (1 - rulers()(*a)[0], rulers()(*a)[1]), "the value is not right"),
     (lambda *a: rulers()(*a)[::-1], "the two are swapped"),
     (lambda *a: rulers()(*a)[0], "shape is not right"),
     (lambda *a: torch.stack(rulers()(*a)).abs(), "take no abs"),

@@ -30,29 +30,28 @@ def _by_pairs(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:
     return total / (len(f) - 1) / len(f)
 
 
-def _loo(f: Tensor, f_of_others: Tensor) -> Tensor:
-    return f - (f_of_others.sum() - f_of_others) / (len(f) - 1)
+def _loo(f: Tensor) -> Tensor:
+    return f - (f.sum(0) - f) / (len(f) - 1)
 
 
 def _to_go(n, q, r, m, b):
     """A token pays for the tokens from it on, as in a reward-to-go."""
     f = r[:, None] - b * hide(n - q, m).flip(1).cumsum(1).flip(1)
-    return ((f - (f.sum(0) - f) / (len(f) - 1)).detach() * hide(n, m)).sum(1).mean()
+    return (_loo(f).detach() * hide(n, m)).sum(1).mean()
 
 
 def _in_the_loss(n, q, r, m, b):
-    return (_loo(r, r).detach() * hide(n, m).sum(1) - b * hide(n - q, m).sum(1)).mean()
+    return (_loo(r).detach() * hide(n, m).sum(1) - b * hide(n - q, m).sum(1)).mean()
 
 
 def _form_b(
-    a=lambda f, r: _loo(f, f), fix=Tensor.detach, hide=hide, last=hide, end=lambda x, m: x.mean(),
-    price=same, less=torch.sub,
+    a=_loo, fix=Tensor.detach, hide=hide, last=hide, end=torch.mean, price=same, less=torch.sub,
 ):  # fmt: skip
     """The surrogate with something else in the place of some of it."""
 
     def answer(n, q, r, m, b):
-        advantage = a(r - price(b) * hide(less(n, q), m).sum(1), r)
-        return end(fix(advantage) * last(n, m).sum(1), m)
+        advantage = a(r - price(b) * hide(less(n, q), m).sum(1))
+        return end(fix(advantage) * last(n, m).sum(1))
 
     return answer
 
@@ -69,20 +68,17 @@ SURROGATE = Exercise(
         "the penalty is that of the whole response, not of the tokens from t on": _to_go,
         "the mean of the others is not subtracted": _form_b(a=same),
         "the response itself is in the mean; only the others are":
-            _form_b(a=lambda f, r: f - f.mean()),
-        "the others' mean reward is subtracted; take their net worth": _form_b(a=_loo),
+            _form_b(a=lambda f: f - f.mean()),
         "the others are divided by B; divide by B - 1":
-            _form_b(a=lambda f, r: f - (f.sum() - f) / len(f)),
+            _form_b(a=lambda f: f - (f.sum() - f) / len(f)),
         "the reference is missing in the penalty": _form_b(less=lambda n, q: n),
         "padding counts in the log-ratio": _form_b(hide=same),
         "padding counts in the last sum": _form_b(last=same),
-        "the mask is not used at all": _form_b(hide=same, last=same),
         "the penalty is missing": _form_b(price=lambda b: 0),
         "β is missing": _form_b(price=lambda b: 1),
         "the log-ratio is added; subtract policy less reference": _form_b(price=lambda b: -b),
-        "it is not divided by B": _form_b(end=lambda x, m: x.sum()),
-        "this is a mean over tokens; divide by B": _form_b(end=lambda x, m: x.sum() / m.sum()),
-        "the sign is wrong: it is to be maximised": _form_b(end=lambda x, m: -x.mean()),
+        "it is not divided by B": _form_b(end=torch.sum),
+        "the sign is wrong: it is to be maximised": _form_b(end=lambda x: -x.mean()),
         "this is k1 in the loss, and its mean gradient is 0: charge it in A": _in_the_loss,
     },
 )  # fmt: skip
@@ -117,21 +113,17 @@ def _logs(generator: Generator, k: int) -> dict:
 def _step(betas: Tensor, objective: Tensor, rewards: Tensor, kl: Tensor) -> Tensor:
     """Run by run, in plain numbers."""
     steps = []
-    for beta, *run in zip(*(x.tolist() for x in (betas, objective, rewards, kl)), strict=True):
-        half = len(run[0]) // 2
-        rise_j, rise_r = (sum(x[half:]) / len(x[half:]) - sum(x[:half]) / half for x in run[:2])
-        off = max(abs(j - (r - beta * nats)) for j, r, nats in zip(*run, strict=True))
-        still = max(map(abs, run[2])) <= 1e-6
-        at_fault = 0
-        if off > 1e-6:
-            at_fault = 5
-        elif still:
-            at_fault = 4 if rise_r > 0.5 else 8
-        elif abs(run[2][0]) > 1e-6:
-            at_fault = 4
-        elif rise_j < -0.5:
-            at_fault = 9
-        steps.append(at_fault)
+    for beta, j, r, nats in zip(
+        *(x.tolist() for x in (betas, objective, rewards, kl)), strict=True
+    ):
+        half = len(j) // 2
+        rise_j, rise_r = (sum(x[half:]) / len(x[half:]) - sum(x[:half]) / half for x in (j, r))
+        if any(abs(a - b + beta * c) > 1e-6 for a, b, c in zip(j, r, nats, strict=True)):
+            steps.append(5)
+        elif max(map(abs, nats)) <= 1e-6:
+            steps.append(4 if rise_r > 0.5 else 8)
+        else:
+            steps.append(4 if abs(nats[0]) > 1e-6 else 9 if rise_j < -0.5 else 0)
     return torch.tensor(steps)
 
 
@@ -208,15 +200,14 @@ def _log_z(q: Tensor, r: Tensor, b: float) -> Tensor:
 
 
 def _rule(
-    best=lambda q, r, b: b * _log_z(q, r, b), kl=_kl, price=same, over=Tensor.mean,
-    share=lambda j, ref, top: (j - ref) / (top - ref), gap=lambda x, b: x / b,
+    best=lambda q, r, b: b * _log_z(q, r, b), kl=_kl, price=same, over=Tensor.mean, gap=torch.div,
 ):  # fmt: skip
     """Both rulers with something else in the place of some of them."""
 
     def answer(x, q, r, b):
         reward, ref, top = (x.exp() * r).sum(1), (q.exp() * r).sum(1), over(best(q, r, b))
         j, ref = over(reward - price(b) * kl(x, q)), over(ref)
-        return share(j, ref, top).mean(), gap(top - j, b).mean()
+        return ((j - ref) / (top - ref)).mean(), gap(top - j, b).mean()
 
     return answer
 
@@ -231,8 +222,6 @@ TWO_RULERS = Exercise(
         "this is a mean of shares; average J over the prompts first": _rule(over=same),
         "each prompt has a Z of its own: the logarithms come before the mean":
             _rule(lambda q, r, b: b * _log_z(q, r, b).exp().mean().log()),
-        "this is what is missing; the share is what was earned":
-            _rule(share=lambda j, ref, top: (top - j) / (top - ref)),
         "the KL is missing in J of the policy": _rule(price=lambda b: 0),
         "the KL in J is turned round: π stands first": _rule(kl=lambda p, q: _kl(q, p)),
         "β is missing before log Z": _rule(_log_z),
