@@ -166,7 +166,7 @@ WRONG_STEP = [
     (step(down=0), "a J that falls is a fault of step 9"),
     (step(first="rest"), "can fall, too: that is step 5"),
     (step(sign=-1), "the value is not right"),
-    (step(ends=True), "the value is not right"),
+    (step(ends=True), "nothing moves, step 8"),
     (lambda b, *logs: step()(torch.ones_like(b), *logs), "β is missing"),
     (lambda b, j, r, kl: step()(b, r - b[:, None] * kl, r, kl), "J is not looked at"),
     (lambda *logs: step()(*logs) > 0, "the value is not right"),
