@@ -17,6 +17,7 @@ _STYLES = {
     "objective": ("#0072B2", "-"),
     "beta": ("#CC79A7", (0, (1, 1))),
     "reference": ("#7F7F7F", (0, (9, 3))),
+    "gold": ("#E69F00", (0, (6, 1, 1, 1, 1, 1))),  # what R should have been
     "exact": ("#000000", "--"),
 }
 COLOURS = {quantity: colour for quantity, (colour, _) in _STYLES.items()}

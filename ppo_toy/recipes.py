@@ -109,7 +109,7 @@ def reviews_world() -> ToyReviews:
 
 
 def train_policy(reference: TinyGPT, world: ToyReviews, beta: float, seed: int) -> TinyGPT:
-    """Returns a copy of the reference, trained with the settings of lesson 09."""
+    """Returns a copy of the reference, trained with `TRAINING`, which lesson 09 explains."""
     policy = copy.deepcopy(reference).requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     train(policy, reference, world, beta=beta, generator=generator, **TRAINING)

@@ -4,32 +4,22 @@ import re
 import pytest
 from form import LINK, NOTEBOOKS, Notebook
 
-# Those not yet brought into the common form; the list only shrinks.
-NOT_YET = {"07", "08", "09", "10", "11", "11b"}
 LESSONS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
-DONE = [path for path in LESSONS if path.stem.split("_")[0] not in NOT_YET]
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_it_keeps_its_budgets_and_the_form_of_its_cells(path):
     assert list(Notebook(path).faults()) == []
 
 
-def test_none_is_on_the_list_of_those_not_done_that_is_done():
-    assert NOT_YET <= {path.stem.split("_")[0] for path in LESSONS}
-    for path in LESSONS:
-        if path not in DONE:
-            assert list(Notebook(path).faults()), path
-
-
 def test_the_whole_can_be_finished():
-    words = {path.stem: Notebook(path).words for path in DONE}
+    words = {path.stem: Notebook(path).words for path in LESSONS}
     deep = {name for name in words if name.split("_")[0][-1].isalpha()}
     assert sum(n for name, n in words.items() if name not in deep) <= 24_000
     assert sum(words.values()) <= 46_000
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_the_readme_says_how_long_a_person_takes(path):
     readme = (NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| \[.*\]\(notebooks/{path.name}\) .*$", readme, re.M)
@@ -41,7 +31,7 @@ def test_the_readme_says_how_long_a_person_takes(path):
     assert row.split(" | ")[-2] == minutes
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_there_are_three_exercises_worth_ten_points_and_one_is_a_diagnosis(path):
     exercises = NOTEBOOKS / "solutions" / path.name
     if not exercises.exists():

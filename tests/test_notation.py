@@ -5,7 +5,7 @@ import re
 
 import pytest
 from form import NOTEBOOKS, Notebook
-from test_form import DONE
+from test_form import LESSONS
 
 import ppo_toy
 
@@ -45,12 +45,12 @@ def test_every_row_fills_the_columns_and_no_symbol_stands_twice():
     assert len({row[0] for row in rows}) == len(rows) > 40
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_the_lessons_opening_links_to_it(path):
     assert "](notation.md)" in Notebook(path).cells[0].source
 
 
-@pytest.mark.parametrize("path", DONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_the_symbols_of_a_lessons_own_table_are_in_it(path):
     tables = re.findall(r"^(?:\| )?symbol \|.*\n.*\n((?:.+\|.*\n)+)", Notebook(path).text, re.M)
     for row in "".join(tables).splitlines():

@@ -6,79 +6,89 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-# Exercise 10-law: right answers in other styles, then wrong ones with what they are told.
+# Exercise 10-too-far: right answers in other styles, then wrong ones with what they are told.
 
 
-def law_with_unique(reference, likes, draws):
-    levels, which = likes.float().unique(return_inverse=True)
-    mass = torch.zeros_like(levels).index_add(0, which, reference.float())
-    top = mass.cumsum(0)
-    law = reference.float() * (((top**draws) - (top - mass) ** draws) / mass)[which]
-    return law, torch.nn.functional.kl_div(reference.float().log(), law, reduction="sum")
+def far_in_loops(proxy, gold, betas):
+    earned, first = [], None
+    for k, beta in enumerate(betas.tolist()):
+        top = proxy.max().item()
+        mass = [math.exp((r - top) / beta) for r in proxy.tolist()]
+        w = torch.tensor(mass, dtype=gold.dtype) / sum(mass)
+        r, g = (w * proxy).sum(), (w * gold).sum()
+        cov, var = (w * proxy * gold).sum() - r * g, (w * proxy**2).sum() - r**2
+        earned.append((beta * cov / var).item())
+        if earned[-1] < 0 and first is None:
+            first = k
+    return earned, len(earned) if first is None else first
 
 
-def law_in_loops(p_ref, proxy, n):
-    law, p, r = [], p_ref.numpy(), proxy.numpy()
-    for i in range(len(p)):
-        at_most, less = p[r <= r[i]].sum(), p[r < r[i]].sum()
-        law.append(p[i] / p[r == r[i]].sum() * (at_most**n - less**n))
-    return np.array(law), sum(a * np.log(a / b) for a, b in zip(law, p, strict=True))
+def far_with_numpy(r, g, b):
+    r, g, b = r.numpy(), g.numpy(), b.numpy()
+    points = []
+    for price in b:
+        w = np.exp((r - r.max()) / price)
+        table = np.cov(g, r, aweights=w, bias=True)
+        points.append(price * table[0, 1] / table[1, 1])
+    below = np.flatnonzero(np.array(points) < 0)
+    return np.array(points), below[0] if below.size else len(b)
 
 
-def law_in_plain_python(p_ref, proxy, n):
-    p, r = p_ref.tolist(), proxy.tolist()
-    both = list(zip(p, r, strict=True))
-    out = []
-    for a, x in both:
-        f, g = sum(b for b, y in both if y <= x), sum(b for b, y in both if y < x)
-        out.append(a * (f**n - g**n) / (f - g))
-    return [out, sum(a * math.log(a / b) for a, b in zip(out, p, strict=True))]
+def far_at_once(proxy, gold, betas):
+    w = torch.softmax(proxy / betas.unsqueeze(1), dim=1)
+    mean_r, mean_g = w @ proxy, w @ gold
+    cov, var = w @ (proxy * gold) - mean_r * mean_g, w @ proxy**2 - mean_r**2
+    earned = betas * cov / var
+    return earned, (earned < 0).int().cumsum(0).eq(0).sum()
 
 
-def law(ties="reference", kl="law", power=lambda f, g, n: f**n - g**n, first=True):
-    def answer(p, r, n):
-        f = torch.tensor([float(p[r <= x].sum()) for x in r], dtype=p.dtype)
-        g = torch.tensor([float(p[r < x].sum()) for x in r], dtype=p.dtype)
-        same = torch.tensor([float((r == x).sum()) for x in r], dtype=p.dtype)
-        share = {"reference": p / (f - g), "none": 1.0, "alike": 1 / same}[ties]
-        out = share * power(f, g, n)
-        kls = {
-            "law": (out * (out.log() - p.log())).sum(),
-            "swapped": (p * (p.log() - out.log())).sum(),
-            "bound": np.log(n) - (n - 1) / n,
-            "entropy": (out * out.log()).sum(),
-        }
-        return (out, kls[kl]) if first else (kls[kl], out)
+def far(tilt=lambda r, g, b: r / b, dim=1, slope=lambda c, r, g, b: b * c / r, which=None):
+    def answer(r, g, betas):
+        w = tilt(r, g, betas.reshape(-1, 1)).softmax(dim)
+        dr, dg = r - (w * r).sum(1, keepdim=True), g - (w * g).sum(1, keepdim=True)
+        earned = slope((w * dr * dg).sum(1), (w * dr**2).sum(1), (w * dg**2).sum(1), betas)
+        costs = torch.where(earned < 0)[0]
+        return earned, which(earned) if which else costs[0] if len(costs) else len(earned)
 
     return answer
 
 
-def law_by_sorting(p, r, n):
-    order = torch.argsort(r, stable=True)
-    f = p[order].cumsum(0)
-    out = torch.zeros_like(p)
-    out[order] = f**n - (f - p[order]) ** n
-    return out, (out * (out / p).log()).sum()
+def far_by_exponentials(r, g, b):
+    w = (r / b[:, None]).exp()
+    w = w / w.sum(1, keepdim=True)
+    dr = r - (w @ r)[:, None]
+    earned = b * ((w * dr) @ g) / (w * dr**2).sum(1)
+    return earned, next((k for k, x in enumerate(earned) if x < 0), len(b))
 
 
-WRONG_LAW = [
-    (law("none"), "ties are not shared"),
-    (law("alike"), "the value is not right"),
-    (law_by_sorting, "listed earlier"),
-    (law(kl="bound"), "only a bound"),
-    (law(kl="swapped"), "arguments are swapped"),
-    (law(kl="entropy"), "lacks the reference"),
-    (law(power=lambda f, g, n: f**n), "F⁻ is missing"),
-    (law(power=lambda f, g, n: (1 - g) ** n - (1 - f) ** n), "the worst of n"),
-    (lambda p, r, n: law()(p, r, n + 1), "the value is not right"),
-    (lambda p, r, n: law()(p, -r, n), "the worst of n"),
-    (law(first=False), "wrong order"),
-    (lambda p, r, n: law()(p[:4], r[:4], n), "shape is not right"),
-    (lambda p, r, n: law()(p, r, max(n, 2)), "the value is not right"),
-    (lambda p, r, n: (law()(p, r, n)[0], -law()(p, r, n)[1]), "its sign is"),
-    (lambda p, r, n: law()(p.div_(p.sum() + 0.1), r, n), "p_ref in place"),
-    (lambda p, r, n: law()(p, r, n)[0], "shape is not right"),
+WRONG_FAR = [
+    (far(lambda r, g, b: 0 * r / b), "all alike is the reference"),
+    (far(lambda r, g, b: r * b), "β divides in the exponent"),
+    (far(lambda r, g, b: r + 0 * b), "the weights: β is missing"),
+    (far(lambda r, g, b: g / b), "the proxy tilts them"),
+    (far(lambda r, g, b: r / b - math.log(len(r)) * r), "the value is not right"),
+    (far(dim=0), "sum to 1 at each price"),
+    (far_by_exponentials, "nan comes of"),
+    (far(slope=lambda c, r, g, b: c / r), "per nat: β is missing"),
+    (far(slope=lambda c, r, g, b: c / r / b), "the value is not right"),
+    (far(slope=lambda c, r, g, b: b * c / g), "is that of the proxy"),
+    (far(slope=lambda c, r, g, b: b * c / (r * g) ** 0.5), "the value is not right"),
+    (far(slope=lambda c, r, g, b: b * c), "the variance is missing"),
+    (far(which=lambda e: (e < 0).int().argmax()), "K where no price is too low"),
+    (far(which=lambda e: (e >= 0).sum()), "stop at the first"),
+    (far(which=lambda e: e.argmin()), "not the one that costs most"),
+    (far(which=lambda e: far_first(e) - 1), "the price before it"),
+    (far(which=lambda e: far_first(e) + 1), "the value is not right"),
+    (lambda *a: far()(*a)[::-1], "wrong order"),
+    (lambda *a: far()(*a)[0], "shape is not right"),
+    (lambda *a: (far()(*a)[0].abs(), far()(*a)[1]), "take no abs"),
+    (lambda *a: (far()(*a)[0].clamp(min=0), far()(*a)[1]), "do not cut it off"),
+    (lambda r, g, b: far()(r, g.sub_(1), b), "gold in place"),
 ]
+
+
+def far_first(earned):
+    return next((k for k, x in enumerate(earned) if x < 0), len(earned))
 
 
 # Exercise 10-pot.
@@ -131,7 +141,6 @@ WRONG_POT = [
     (pot(lambda r, g: g[r.argsort().argsort()]), "argsort gives no ranks"),
     (pot(top=lambda i, n: math.comb(i + 1, n)), "come from the i − 1 below"),
     (pot(below=lambda size, n: 1), "not divided by the number"),
-    (pot(top=lambda i, n: (i + 1) ** n - i**n, below=lambda s, n: s**n), "put back"),
     (
         lambda r, g: torch.stack([g[r[: n + 1].argmax()] for n in range(len(g))]),
         "the value is not right",
@@ -142,72 +151,6 @@ WRONG_POT = [
     (lambda r, g: pot()(r, g).clamp(min=0), "do not cut it off"),
     (lambda r, g: pot()(r, g)[:4], "shape is not right"),
     (lambda r, g: pot()(r, g.copy_(g[r.argsort()])), "gold in place"),
-]
-
-
-# Exercise 10-next-nat.
-
-
-def nat_in_loops(p_ref, proxy, gold, beta):
-    mass = [p * math.exp(r / beta) for p, r in zip(p_ref.tolist(), proxy.tolist(), strict=True)]
-    p = [m / sum(mass) for m in mass]
-
-    def mean(x):
-        return sum(a * b for a, b in zip(p, x.tolist(), strict=True))
-
-    kl = sum(a * math.log(a / b) for a, b in zip(p, p_ref.tolist(), strict=True))
-    slope = (mean(gold * proxy) - mean(gold) * mean(proxy)) / (mean(proxy**2) - mean(proxy) ** 2)
-    return kl, mean(gold), beta * slope
-
-
-def nat_by_torch(f, r, g, price):
-    f, r, g = f.float(), r.float(), g.float()
-    p = torch.softmax(f.log() + r / price, dim=0)
-    table = torch.cov(torch.stack([g, r]), aweights=p, correction=0)
-    return (p / f).log() @ p, g @ p, price * table[0, 1] / table[1, 1]
-
-
-def nat_stacked(p_ref, proxy, gold, beta):
-    log_p = (p_ref.log() + proxy / beta).log_softmax(0)
-    p = log_p.exp()
-    mean = torch.stack([gold, proxy]) @ p
-    cov = torch.einsum("v,iv,jv->ij", p, *[torch.stack([gold, proxy]) - mean[:, None]] * 2)
-    return torch.stack([p @ (log_p - p_ref.log()), mean[0], beta * cov[0, 1] / cov[1, 1]])
-
-
-def nat(tilt=lambda f, r, g, b: f.log() + r / b, weights=None, slope=None, swap=False):
-    def answer(f, r, g, b):
-        p = tilt(f, r, g, b).softmax(0)
-        w = weights(p, f) if weights else p
-        cov = (w * (g - (w * g).sum()) * (r - (w * r).sum())).sum()
-        var_r, var_g = ((w * (x - (w * x).sum()) ** 2).sum() for x in (r, g))
-        kl = (f * (f / p).log()).sum() if swap else (p * (p / f).log()).sum()
-        return kl, (p * g).sum(), slope(cov, var_r, var_g, b) if slope else b * cov / var_r
-
-    return answer
-
-
-WRONG_NAT = [
-    (nat(lambda f, r, g, b: f.log() + r * b), "β divides in the exponent"),
-    (nat(lambda f, r, g, b: r / b), "the reference is missing"),
-    (nat(lambda f, r, g, b: f.log() + g / b), "the proxy tilts it"),
-    (nat(lambda f, r, g, b: f.log() + r), "the policy: β is missing"),
-    (nat(lambda f, r, g, b: f + r / b), "the value is not right"),
-    (nat(swap=True), "arguments are swapped"),
-    (nat(weights=lambda p, f: f), "under the reference"),
-    (nat(weights=lambda p, f: torch.full_like(p, 1 / len(p))), "the value is not right"),
-    (nat(slope=lambda c, r, g, b: c / r), "per nat: β is missing"),
-    (nat(slope=lambda c, r, g, b: c / r / b), "the value is not right"),
-    (nat(slope=lambda c, r, g, b: b * c / g), "is that of the proxy"),
-    (nat(slope=lambda c, r, g, b: b * c / (r * g) ** 0.5), "the value is not right"),
-    (nat(slope=lambda c, r, g, b: b * c / r**0.5), "the value is not right"),
-    (nat(slope=lambda c, r, g, b: b * c), "the variance is missing"),
-    (lambda *a: nat()(*a)[2], "shape is not right"),
-    (lambda *a: torch.stack(nat()(*a))[:2], "shape is not right"),
-    (lambda *a: torch.stack(nat()(*a)).abs(), "take no abs"),
-    (lambda *a: torch.stack(nat()(*a)).clamp(min=0), "do not cut it off"),
-    (lambda f, r, g, b: nat()(f, r, g.sub_(1), b), "gold in place"),
-    (nat(slope=lambda c, r, g, b: c / b), "the value is not right"),
 ]
 
 
@@ -301,12 +244,15 @@ def stop(
 WRONG_STOP = [
     (stop_as_published, "as the buggy one"),
     (stop(lambda x, b: sum(x < b)), "as the buggy one"),
-    (stop(lambda x, b: torch.where(x >= b)[0][-1]), "at the last note over the budget"),
-    (stop(lambda x, b: 1 + torch.where((x >= b).diff() & (x[1:] >= b))[0][-1]), "the last time"),
+    (stop(lambda x, b: torch.where(x >= b)[0][-1]), "the first note over"),
+    (
+        stop(lambda x, b: 1 + torch.where((x >= b).diff() & (x[1:] >= b))[0][-1]),
+        "the value is not right",
+    ),
     (stop(lambda x, b: torch.searchsorted(x, b)), "searchsorted is for sorted notes"),
     (stop(lambda x, b: np.searchsorted(x.numpy(), b)), "searchsorted is for sorted notes"),
-    (stop(under=lambda x, b: x[-1] < b), "even if it falls back"),
-    (stop(under=lambda x, b: x.max() <= b), "even if it falls back"),
+    (stop(under=lambda x, b: x[-1] < b), "falls back"),
+    (stop(under=lambda x, b: x.max() <= b), "falls back"),
     (
         stop(lambda x, b: (x > b).nonzero()[0], under=lambda x, b: not (x > b).any()),
         "a note at the budget has reached it",
@@ -314,13 +260,13 @@ WRONG_STOP = [
     (stop(share=lambda x, y, b: 1), "the note after"),
     (stop(share=lambda x, y, b: 0), "the note before"),
     (stop(share=lambda x, y, b: 1 - (b - x) / (y - x)), "turned round"),
-    (stop(late=1), "too large by 1"),
-    (stop(never=0), "take the last note"),
+    (stop(late=1), "the value is not right"),
+    (stop(never=0), "the value is not right"),
     (stop(last=lambda kl: len(kl) - 1), "the value is not right"),
     (stop(share=lambda x, y, b: b / y), "the value is not right"),
     (lambda *a: stop()(*a).flip(0), "the rows are swapped"),
     (lambda *a: stop()(*a).T, "shape is not right"),
-    (stop_at_the_running_maximum, "interpolate the KL itself"),
+    (stop_at_the_running_maximum, "not the highest yet"),
     (lambda *a: stop()(*a).abs(), "take no abs"),
     (lambda kl, g, b: stop()(kl[:, :6], g[:, :6], b), "the value is not right"),
     (lambda kl, g, b: stop()(kl.copy_(kl.cummax(1).values), g, b), "kl in place"),
@@ -329,15 +275,13 @@ WRONG_STOP = [
 
 
 RIGHT = {
-    "10-law": [law_with_unique, law_in_loops, law(), law_in_plain_python],
+    "10-too-far": [far_in_loops, far_with_numpy, far_at_once, far()],
     "10-pot": [pot_with_fractions, pot_by_ranks, pot(), pot_as_a_list],
-    "10-next-nat": [nat_in_loops, nat_by_torch, nat(), nat_stacked],
     "10-stop": [stop_in_steps, stop_at_once, stop_at_the_highest_yet, stop(), stop_in_two_lists],
 }
 
 WRONG = {
-    "10-law": WRONG_LAW,
+    "10-too-far": WRONG_FAR,
     "10-pot": WRONG_POT,
-    "10-next-nat": WRONG_NAT,
     "10-stop": WRONG_STOP,
 }

@@ -1,109 +1,174 @@
-"""Lesson 09, RLHF: rolling out, two rulers; the other two exercises have a module each."""
+"""Lesson 09, RLHF: the surrogate of form (B), which of the nine steps is at fault, two rulers."""
 
 import torch
 from torch import Generator, Tensor
 
-from ppo_toy.classroom.checks.lesson_09_surrogate import SURROGATE
-from ppo_toy.classroom.checks.lesson_09_updates import UPDATES
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import log_p, normal, same, sizes, uniform
+from ppo_toy.classroom.inputs import hide, normal, random_mask, same, sizes, uniform
 from ppo_toy.kl import kl_of_log_probs as _kl
 
-# Rolling out.
+# The surrogate of the long recipe.
 
 
-def _tables(generator: Generator, k: int) -> dict:
-    """One response at least ends early, and one does not end.
-
-    The first one draws token 0, then one of a fair two, with a `u` on their border. In case 1 the
-    second begins with one of a fair ten and the largest `u`, which is more than ten times 1/10.
-    """
-    b, t, v = sizes(k, 3, low=3)
-    v = 10 if k == 1 else v
-    while True:
-        first, after = normal(v, generator=generator), normal(v, v, generator=generator)
-        u = torch.rand(b, t, generator=generator, dtype=torch.float64).round(decimals=2)
-        after[0], after[0, :2], u[0, :2] = -100, 0, torch.tensor([0, 0.5])
-        if k == 1:
-            first, u[1, 0] = torch.zeros_like(first), 1 - 2**-53
-        end = int(torch.randint(1, v, (), generator=generator))
-        lengths = _rolled(first, after, u, end)[1].sum(dim=1)
-        if lengths.min() < t - 1 and lengths.max() == t and u.max() < 1:
-            return {"first": first, "after": after, "u": u, "end": end}
+def _batch(generator: Generator, k: int) -> dict:
+    b, t = sizes(k, 2)
+    mask = random_mask(b, t, generator)
+    ref = -0.5 - normal(b, t, generator=generator).abs()
+    new = (ref + 0.5 * normal(b, t, generator=generator)).round(decimals=2)
+    padded = {"log_probs": new.masked_fill(~mask, 99), "ref_log_probs": ref.masked_fill(~mask, 9)}
+    rewards, beta = normal(b, generator=generator), uniform(0.3, 0.8, generator)
+    return padded | {"rewards": rewards, "mask": mask, "beta": beta}
 
 
-def _rolled(first: Tensor, after: Tensor, u: Tensor, end: int) -> tuple:
-    """Response by response, in plain numbers; the log-probabilities from odds."""
-    tokens, mask = torch.full(u.shape, end), torch.zeros(u.shape, dtype=torch.bool)
-    log_probs = torch.zeros_like(u)
-    for i in range(len(u)):
-        odds = first.exp()
-        for t in range(u.shape[1]):
-            left, token = u[i, t] * odds.sum(), 0
-            while token < len(odds) - 1 and left >= odds[token]:
-                left, token = left - odds[token], token + 1
-            tokens[i, t], mask[i, t] = token, True
-            log_probs[i, t] = odds[token].log() - odds.sum().log()
-            if token == end:
-                break
-            odds = after[token].exp()
-    return tokens, mask, log_probs
+def _by_pairs(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:
+    """A_i is the sum of f_i - f_j over j, divided by B - 1."""
+    rows = list(zip(log_probs, ref_log_probs.detach(), rewards.tolist(), mask, strict=True))
+    f = [r - beta * (n.detach().exp() / q.exp())[m].prod().log().item() for n, q, r, m in rows]
+    total = 0
+    for f_i, (n, _, _, m) in zip(f, rows, strict=True):
+        total = total + sum(f_i - f_j for f_j in f) * n[m].sum()
+    return total / (len(f) - 1) / len(f)
 
 
-def _count(p: Tensor, u: Tensor, passed=torch.le) -> Tensor:
-    return passed(p.cumsum(-1)[:, :-1], u[:, None]).sum(-1)
+def _loo(f: Tensor) -> Tensor:
+    return f - (f.sum(0) - f) / (len(f) - 1)
 
 
-def _roll(pick=_count, row="after", log=log_p, short="", stop=True, pad=lambda end: end, cut=True):
-    """A roll-out with something else in the place of some of it.
+def _to_go(n, q, r, m, b):
+    """A token pays for the tokens from it on, as in a reward-to-go."""
+    f = r[:, None] - b * hide(n - q, m).flip(1).cumsum(1).flip(1)
+    return (_loo(f).detach() * hide(n, m)).sum(1).mean()
 
-    `short` names the results in which the end token does not count: "mask", "log" or both.
-    """
 
-    def answer(first, after, u, end):
-        logits, going = first.expand(len(u), -1), torch.ones(len(u), dtype=torch.bool)
-        columns = []
-        for t in range(u.shape[1]):
-            token = pick(logits.softmax(-1), u[:, t])
-            token = token.where(going, pad(end)) if pad else token
-            before = going & (token != end)
-            counts, heard = (before if name in short else going for name in ("mask", "log"))
-            log_p = log(logits).gather(-1, token[:, None])[:, 0]
-            columns.append((token, counts, log_p.masked_fill(~heard, 0) if cut else log_p))
-            going = going & ((token != end) | (not stop))
-            logits = {"after": after, "column": after.T, "first": first.expand_as(after)}[row][
-                token
-            ]
-        return tuple(torch.stack(x, dim=1) for x in zip(*columns, strict=True))
+def _in_the_loss(n, q, r, m, b):
+    return (_loo(r).detach() * hide(n, m).sum(1) - b * hide(n - q, m).sum(1)).mean()
+
+
+def _form_b(
+    a=_loo, fix=Tensor.detach, hide=hide, last=hide, end=torch.mean, price=same, less=torch.sub,
+):  # fmt: skip
+    """The surrogate with something else in the place of some of it."""
+
+    def answer(n, q, r, m, b):
+        advantage = a(r - price(b) * hide(less(n, q), m).sum(1))
+        return end(fix(advantage) * last(n, m).sum(1))
 
     return answer
 
 
-ROLL_OUT = Exercise(
-    name="09-roll-out",
-    draw=_tables,
-    route=_rolled,
-    differentiate=("first", "after"),
-    own=("sample", "draw"),
+SURROGATE = Exercise(
+    name="09-surrogate",
+    draw=_batch,
+    route=_by_pairs,
+    differentiate=("log_probs",),
+    constants=("ref_log_probs", "rewards"),
+    own=("policy_gradient_surrogate", "leave_one_out", "train"),
     mistakes={
-        "it goes on after the end token: nothing counts behind it": _roll(stop=False),
-        "the end token counts too: the mask is True up to and including it":
-            _roll(short="mask log"),
-        "the end token counts too in the mask": _roll(short="mask"),
-        "the end token has a log-probability too": _roll(short="log"),
-        "behind the end the log-probabilities must be 0": _roll(cut=False),
-        "behind the end the tokens must be `end`": _roll(pad=None),
-        "behind the end the tokens must be `end`, not 0": _roll(pad=lambda end: 0),
-        "compare with ≤, not with <: a sum that equals u is counted too":
-            _roll(lambda p, u: _count(p, u, torch.lt)),
-        "each token is drawn like a first one; what follows v is in row v": _roll(row="first"),
-        "the table is read by columns: row v holds what follows v": _roll(row="column"),
-        "the likeliest token is taken; draw it with u": _roll(lambda p, u: p.argmax(-1)),
-        "only the first u of each row is used: every token has its own":
-            (lambda f, a, u, end: _roll()(f, a, u[:, :1].expand_as(u), end)),
-        "these are logits; normalise them to log-probabilities": _roll(log=same),
-        "these are probabilities; take logarithms": _roll(log=lambda x: x.softmax(-1)),
-        "the log-probabilities lost their gradient": _roll(log=lambda x: log_p(x).detach()),
+        "the advantages are constants: detach them": _form_b(fix=same),
+        "the penalty is that of the whole response, not of the tokens from t on": _to_go,
+        "the mean of the others is not subtracted": _form_b(a=same),
+        "the response itself is in the mean; only the others are":
+            _form_b(a=lambda f: f - f.mean()),
+        "the others are divided by B; divide by B - 1":
+            _form_b(a=lambda f: f - (f.sum() - f) / len(f)),
+        "the reference is missing in the penalty": _form_b(less=lambda n, q: n),
+        "padding counts in the log-ratio": _form_b(hide=same),
+        "padding counts in the last sum": _form_b(last=same),
+        "the penalty is missing": _form_b(price=lambda b: 0),
+        "β is missing": _form_b(price=lambda b: 1),
+        "the log-ratio is added; subtract policy less reference": _form_b(price=lambda b: -b),
+        "it is not divided by B": _form_b(end=torch.sum),
+        "the sign is wrong: it is to be maximised": _form_b(end=lambda x: -x.mean()),
+        "this is k1 in the loss, and its mean gradient is 0: charge it in A": _in_the_loss,
+    },
+)  # fmt: skip
+
+
+# Which step is at fault.
+
+KINDS = 6  # fault 4 has two: a KL that does not begin at 0, and one that never leaves it
+
+
+def _logs(generator: Generator, k: int) -> dict:
+    """Every fault in random order. Single steps mislead: the last may lie below the first."""
+    g, s = sizes(k, 2, low=KINDS)
+    kinds = torch.arange(g) % KINDS
+    kinds = kinds[torch.randperm(g, generator=generator)]
+    betas = 0.5 + normal(g, generator=generator).abs().round(decimals=1)
+    kl = 0.1 * (1 + normal(g, s, generator=generator).abs()).cumsum(-1).round(decimals=1)
+    kl = kl - kl[:, :1] + 0.2 * (kinds == 1)[:, None]
+    kl[(kinds == 2) | (kinds == 4)] = 0
+    slope = torch.tensor([4.0, 4, 3, 4, 0, -3])[kinds, None]
+    rewards = slope * (torch.arange(s) >= s // 2) + 0.1 * normal(g, s, generator=generator)
+    rewards[:, :2] += torch.tensor([-0.7, 0.7])  # in the first half, whose mean stays
+    rewards[kinds == 0, -1] = rewards[kinds == 0, 0] - 1
+    objective = rewards - betas[:, None] * kl
+    wrong = (rewards - 9 * kl, rewards - betas[:, None] * kl / 3, rewards - betas[:, None])[k % 3]
+    objective[kinds == 3] = wrong[kinds == 3]
+    noise = torch.randint(-3, 4, kl.shape, generator=generator) * 1e-8
+    kl = torch.where(kl == 0, noise, kl)
+    return {"betas": betas, "objective": objective, "rewards": rewards, "kl": kl}
+
+
+def _step(betas: Tensor, objective: Tensor, rewards: Tensor, kl: Tensor) -> Tensor:
+    """Run by run, in plain numbers."""
+    steps = []
+    for beta, j, r, nats in zip(
+        *(x.tolist() for x in (betas, objective, rewards, kl)), strict=True
+    ):
+        half = len(j) // 2
+        rise_j, rise_r = (sum(x[half:]) / len(x[half:]) - sum(x[:half]) / half for x in (j, r))
+        if any(abs(a - b + beta * c) > 1e-6 for a, b, c in zip(j, r, nats, strict=True)):
+            steps.append(5)
+        elif max(map(abs, nats)) <= 1e-6:
+            steps.append(4 if rise_r > 0.5 else 8)
+        else:
+            steps.append(4 if abs(nats[0]) > 1e-6 else 9 if rise_j < -0.5 else 0)
+    return torch.tensor(steps)
+
+
+def _rise(x: Tensor) -> Tensor:
+    half = x.shape[1] // 2
+    return x[:, half:].mean(1) - x[:, :half].mean(1)
+
+
+def _told(
+    limit=1e-6, rise=_rise, off=lambda j, r, b, kl: (j - (r - b[:, None] * kl)).abs().amax(1),
+    idle=lambda up: torch.where(up > 0.5, 4, 8), moved=4, five=5, down=9, late=False,
+):  # fmt: skip
+    """The diagnosis with something else in the place of some of it."""
+
+    def answer(b, j, r, kl):
+        step = torch.where(rise(j) < -0.5, down, 0)
+        wrong = off(j, r, b, kl) > 1e-6
+        step = torch.where(wrong & (step == 0), five, step) if late else step
+        step = torch.where(kl[:, 0].abs() > limit, moved, step)
+        step = torch.where((kl.abs() <= limit).all(1), idle(rise(r)), step)
+        return step if late else torch.where(wrong, five, step)
+
+    return answer
+
+
+WHICH_STEP = Exercise(
+    name="09-which-step",
+    draw=_logs,
+    route=_step,
+    mistakes={
+        "rounding leaves no exact 0: compare with 1e-6": _told(limit=0),
+        "single steps mislead: compare the halves, not the first and the last":
+            _told(rise=lambda x: x[:, -1] - x[:, 0]),
+        "KL 0 throughout and R rising: the reference moves along, step 4":
+            _told(idle=lambda up: torch.full_like(up, 8).long()),
+        "KL 0 throughout and R level: nothing moves, step 8":
+            _told(idle=lambda up: torch.full_like(up, 4).long()),
+        "a KL that does not begin at 0 is a fault of step 4": _told(moved=0),
+        "J is R less β times KL: look at it in every step":
+            _told(off=lambda j, r, b, kl: (j - (r - b[:, None] * kl))[:, 0].abs()),
+        "β is missing: J is R less β times KL":
+            _told(off=lambda j, r, b, kl: (j - (r - kl)).abs().amax(1)),
+        "a J that is wrongly combined can fall, too: that is step 5": _told(late=True),
+        "a J that falls is a fault of step 9": _told(down=0),
+        "J is not looked at: is it R less β times KL?": _told(five=0),
     },
 )  # fmt: skip
 
@@ -112,9 +177,10 @@ ROLL_OUT = Exercise(
 
 
 def _listed(generator: Generator, k: int) -> dict:
-    """A policy on the way to the best one; in case 1 it is there, in case 2 it went back."""
+    """A policy on the way to π*; in case 1 it is there, with a tiny β; in case 2 it went back."""
     log_ref, rewards, noise = normal(3, *sizes(k, 2), generator=generator)
-    log_ref, beta = log_ref.log_softmax(-1), uniform(0.4, 0.8, generator)
+    log_ref, beta = log_ref.log_softmax(-1), 0.002 if k == 1 else uniform(0.4, 0.8, generator)
+    rewards = rewards + 2 * (k == 1)
     way, noise = (0.6, 1, -0.5, 0.4)[k], 0.3 * noise * (k != 1)
     log_pi = (log_ref + way * rewards / beta + noise).log_softmax(-1)
     return {"log_pi": log_pi, "log_ref": log_ref, "rewards": rewards, "beta": beta}
@@ -122,8 +188,9 @@ def _listed(generator: Generator, k: int) -> dict:
 
 def _by_the_best(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, beta: float) -> tuple:
     """From the best policy itself: both gaps are β times a KL to it."""
-    mass = log_ref.exp() * (rewards / beta).exp()
-    log_best = (mass / mass.sum(dim=1, keepdim=True)).log()
+    most = rewards.amax(dim=1, keepdim=True)
+    mass = (log_ref.exp() * ((rewards - most) / beta).exp()).sum(dim=1, keepdim=True)
+    log_best = log_ref + (rewards - most) / beta - mass.log()
     left, whole = (_kl(x, log_best).mean() for x in (log_pi, log_ref))
     return 1 - left / whole, left
 
@@ -133,15 +200,14 @@ def _log_z(q: Tensor, r: Tensor, b: float) -> Tensor:
 
 
 def _rule(
-    best=lambda q, r, b: b * _log_z(q, r, b), kl=_kl, price=same, over=Tensor.mean,
-    share=lambda j, ref, top: (j - ref) / (top - ref), gap=lambda x, b: x / b,
+    best=lambda q, r, b: b * _log_z(q, r, b), kl=_kl, price=same, over=Tensor.mean, gap=torch.div,
 ):  # fmt: skip
     """Both rulers with something else in the place of some of them."""
 
     def answer(x, q, r, b):
         reward, ref, top = (x.exp() * r).sum(1), (q.exp() * r).sum(1), over(best(q, r, b))
         j, ref = over(reward - price(b) * kl(x, q)), over(ref)
-        return share(j, ref, top).mean(), gap(top - j, b).mean()
+        return ((j - ref) / (top - ref)).mean(), gap(top - j, b).mean()
 
     return answer
 
@@ -154,18 +220,11 @@ TWO_RULERS = Exercise(
     mistakes={
         "the gap is in reward; divide it by β": _rule(gap=same),
         "this is a mean of shares; average J over the prompts first": _rule(over=same),
-        "the prompts are added up; their mean is wanted": _rule(over=Tensor.sum),
-        "each prompt has a 𝒵 of its own: the logarithms come before the mean":
+        "each prompt has a Z of its own: the logarithms come before the mean":
             _rule(lambda q, r, b: b * _log_z(q, r, b).exp().mean().log()),
-        "J of the reference is missing": _rule(share=lambda j, ref, top: j / top),
-        "this is what is missing; the share is what was earned":
-            _rule(share=lambda j, ref, top: (top - j) / (top - ref)),
         "the KL is missing in J of the policy": _rule(price=lambda b: 0),
-        "β is missing in J of the policy": _rule(price=lambda b: 1),
-        "the KL in J is added; it has to be subtracted": _rule(price=lambda b: -b),
         "the KL in J is turned round: π stands first": _rule(kl=lambda p, q: _kl(q, p)),
-        "β is missing before log 𝒵": _rule(_log_z),
-        "β multiplies in the exponent of 𝒵": _rule(lambda q, r, b: b * _log_z(q, r, 1 / b)),
+        "β is missing before log Z": _rule(_log_z),
         "J* is not the largest reward: π* pays for its KL, too": _rule(lambda q, r, b: r.amax(1)),
         "J* is not the mean reward of π*: its KL has a price":
             _rule(lambda q, r, b: ((q + r / b).softmax(1) * r).sum(1)),
@@ -173,4 +232,4 @@ TWO_RULERS = Exercise(
     },
 )  # fmt: skip
 
-EXERCISES = [ROLL_OUT, SURROGATE, TWO_RULERS, UPDATES]
+EXERCISES = [SURROGATE, WHICH_STEP, TWO_RULERS]

@@ -1,4 +1,4 @@
-"""Lesson 10, over-optimization: best-of-n, one pot of draws, the next nat, an early stop."""
+"""Lesson 10, over-optimization: a price that is too low, one pot of draws, an early stop."""
 
 import itertools
 import math
@@ -6,77 +6,80 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from ppo_toy.classroom.checks.lesson_10_stop import STOP
 from ppo_toy.classroom.exercise import Exercise
-from ppo_toy.classroom.inputs import normal, sizes, uniform
+from ppo_toy.classroom.inputs import normal, sizes
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    return (p * (p / q).log()).sum()
+def _rated(generator: Generator, k: int) -> dict:
+    """In case 1 no price is too low, in case 2 a later one earns again, in case 3 β is tiny."""
+    n, n_prices = (9, 8, 10, 7)[k], (4, 3, 6, 5)[k]
+    while True:
+        proxy, noise = normal(2, n, generator=generator)
+        gold = (noise + (0.8 if k == 1 else 0.4) * proxy).round(decimals=2)
+        betas = torch.tensor([2.0, 0.9, 0.4, 0.3, 0.2, 0.1], dtype=torch.float64)[:n_prices]
+        if k == 3:  # e to the power of R / β overflows
+            proxy, betas[-1] = proxy + 5, 0.004
+            proxy[proxy.argmax()] = proxy.topk(2).values[1] + 0.01
+        earned, too_low = _by_derivatives(proxy, gold, betas)
+        again = (earned[int(too_low) :] > 0).any()
+        wanted = too_low == n_prices if k == 1 else 0 < too_low < n_prices and again == (k == 2)
+        if wanted and (earned.abs() > 0.01).all():
+            return {"proxy": proxy, "gold": gold, "betas": betas}
 
 
-# The law of best-of-n.
+def _by_derivatives(proxy: Tensor, gold: Tensor, betas: Tensor) -> tuple:
+    """KL and gold both move with the price; autograd says how fast."""
+    earned = []
+    for beta in betas.tolist():
+        price = torch.tensor(beta, dtype=torch.float64, requires_grad=True)
+        mass = torch.exp((proxy - proxy.max()) / price)
+        p = mass / mass.sum()
+        moved = (p @ gold, torch.special.entr(p).sum())  # the KL is log N less the entropy
+        by_gold, by_kl = (torch.autograd.grad(x, price, retain_graph=True)[0] for x in moved)
+        earned.append(-by_gold / by_kl)
+    first = next((i for i, x in enumerate(earned) if x < 0), len(earned))
+    return torch.stack(earned), torch.tensor(first, dtype=torch.float64)
 
 
-def _tied(generator: Generator, k: int) -> dict:
-    """Two best, two worst, others between; a single draw in case 1."""
-    (size,) = sizes(k, 1, low=4)
-    levels = torch.arange(size).clamp(1, size - 2)[torch.randperm(size, generator=generator)]
-    proxy = normal(size, generator=generator)[levels]
-    n = 1 if k == 1 else torch.randint(2, 5, (), generator=generator).item()
-    return {"p_ref": normal(size, generator=generator).softmax(-1), "proxy": proxy, "n": n}
+def _first(earned: Tensor) -> Tensor:
+    return (torch.cat([earned, -torch.ones(1)]) < 0).double().argmax()
 
 
-def _all_draws(p_ref: Tensor, proxy: Tensor, n: int) -> tuple:
-    """Every sequence of n draws; of those that the proxy likes best, the first is kept."""
-    odds, likes, law = p_ref.tolist(), proxy.tolist(), [0.0] * len(p_ref)
-    for drawn in itertools.product(range(len(odds)), repeat=n):
-        law[max(drawn, key=lambda y: likes[y])] += math.prod(odds[y] for y in drawn)
-    nats = sum(p * math.log(p / q) for p, q in zip(law, odds, strict=True))
-    return torch.tensor(law, dtype=torch.float64), nats
+def _tilt(r: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    return (r / b).softmax(1)
 
 
-def _up_to(p: Tensor, proxy: Tensor) -> tuple[Tensor, Tensor]:
-    """F, and the same for less."""
-    return tuple((t * p).sum(1) for t in (proxy <= proxy[:, None], proxy < proxy[:, None]))
-
-
-def _in_list(p: Tensor, proxy: Tensor) -> tuple[Tensor, Tensor]:
-    order = proxy.argsort(stable=True)
-    f = torch.zeros_like(p).index_put((order,), p[order].cumsum(0))
-    return f, f - p
-
-
-def _best(mass=lambda f, g, n: f**n - g**n, shared=True, kl=_kl, up_to=_up_to):
-    """An answer with other parts; f is F, and g is the same for less."""
-
-    def answer(p_ref, proxy, n):
-        f, g = up_to(p_ref, proxy)
-        law = mass(f, g, n) * (p_ref / (f - g) if shared else 1)
-        return law, kl(law, p_ref)
+def _judge(tilt=_tilt, per=lambda c, r, g, b: b * c / r, which=_first):
+    def answer(proxy, gold, betas):
+        w = tilt(proxy, gold, betas[:, None])
+        x, y = proxy - (w @ proxy)[:, None], gold - (w @ gold)[:, None]
+        earned = per(*((w * a * b).sum(1) for a, b in ((x, y), (x, x), (y, y))), betas)
+        return earned, which(earned)
 
     return answer
 
 
-LAW = Exercise(
-    name="10-law",
-    draw=_tied,
-    route=_all_draws,
+TOO_FAR = Exercise(
+    name="10-too-far",
+    draw=_rated,
+    route=_by_derivatives,
     mistakes={
-        "ties are not shared: each gets what all have together": _best(shared=False),
-        "a tie counts as less if it is listed earlier": _best(up_to=_in_list),
-        "F⁻ is missing: F to the power n is for at most": _best(lambda f, g, n: f**n),
-        "this is the worst of n": _best(lambda f, g, n: (1 - g) ** n - (1 - f) ** n),
-        "the KL is the formula, which is only a bound":
-            lambda p, r, n: (_best()(p, r, n)[0], math.log(n) - (n - 1) / n),
-        "the KL's arguments are swapped: the law stands first": _best(kl=lambda p, q: _kl(q, p)),
-        "the KL lacks the reference: this is minus the entropy": _best(kl=lambda p, q: _kl(p, 1)),
-        "the two are in the wrong order: the law first": lambda p, r, n: _best()(p, r, n)[::-1],
+        "the weights: all alike is the reference": _judge(lambda r, g, b: (0 * r / b).softmax(1)),
+        "the weights: β divides in the exponent": _judge(lambda r, g, b: (r * b).softmax(1)),
+        "the weights: β is missing": _judge(lambda r, g, b: (r + 0 * b).softmax(1)),
+        "the weights: the proxy tilts them, not gold": _judge(lambda r, g, b: (g / b).softmax(1)),
+        "the weights sum to 1 at each price": _judge(lambda r, g, b: (r / b).softmax(0)),
+        "per nat: β is missing": _judge(per=lambda c, r, g, b: c / r),
+        "per nat: the variance is that of the proxy": _judge(per=lambda c, r, g, b: b * c / g),
+        "per nat: the variance is missing": _judge(per=lambda c, r, g, b: b * c),
+        "index: K where no price is too low": _judge(which=lambda e: (e < 0).double().argmax()),
+        "index: stop at the first; a later price may earn": _judge(which=lambda e: (e > 0).sum()),
+        "index: this counts the prices that cost gold": _judge(which=lambda e: (e < 0).sum()),
+        "index: the first that costs, not the one that costs most": _judge(which=torch.argmin),
+        "index: this is the price before it": _judge(which=lambda e: _first(e) - 1),
+        "the two are in the wrong order: the points first": lambda *a: _judge()(*a)[::-1],
     },
 )  # fmt: skip
-
-
-# One pot of draws.
 
 
 def _pot(generator: Generator, k: int) -> dict:
@@ -95,8 +98,6 @@ def _all_sets(proxy: Tensor, gold: Tensor) -> Tensor:
 
 
 def _pool(ranked=lambda r, g: g[r.argsort()], sets=lambda i, n: math.comb(i - 1, n - 1), per=None):
-    """From the number of sets in which rank i is the best, divided by the number of all."""
-
     def answer(proxy, gold):
         ranks = range(1, len(gold) + 1)
         table = [[sets(i, n) / (per or math.comb(len(gold), n)) for i in ranks] for n in ranks]
@@ -105,18 +106,11 @@ def _pool(ranked=lambda r, g: g[r.argsort()], sets=lambda i, n: math.comb(i - 1,
     return answer
 
 
-def _put_back(proxy: Tensor, gold: Tensor) -> Tensor:
-    n, size = torch.arange(1, len(gold) + 1)[:, None], len(gold)
-    at_most = torch.arange(size + 1).to(gold) / size
-    return (at_most**n).diff(dim=1) @ gold[proxy.argsort()]
-
-
 POT = Exercise(
     name="10-pot",
     draw=_pot,
     route=_all_sets,
     mistakes={
-        "the draws are put back; the formula takes sets without": _put_back,
         "the worst of each set: rank 1 is the lowest proxy": _pool(lambda r, g: g[(-r).argsort()]),
         "it is sorted by gold; the proxy selects": _pool(lambda r, g: g.sort().values),
         "this is the proxy of the best; return its gold": _pool(lambda r, g: r.sort().values),
@@ -128,61 +122,69 @@ POT = Exercise(
 )
 
 
-# The next nat.
+def _runs(generator: Generator, k: int) -> dict:
+    """Runs that fall before they pass the budget, touch it, stay under it, pass it twice, ..."""
+    budget = torch.randint(6, 12, (), generator=generator).item() / 8  # exact in single precision
+    parts = [[0, 0.7, 0.3, 1.4, 0.6, 1.8], [0, 0.3, 0.6, 1, 0.4, 1.5], [0, 0.3, 0.7, 0.4, 0.6, 0.5]]
+    parts += [[0, 1.5, 0.2, 0.6, 1.3, 1.7], [0, 0.5, 0.2, 1, 0.7, 0.3]]
+    order = torch.randperm(*sizes(k, 1, low=3), generator=generator)
+    parts = torch.tensor(parts).double()[order]
+    moved = parts + 0.2 * torch.rand(parts.shape, generator=generator, dtype=torch.float64)
+    kl = budget * parts.where(parts % 1 == 0, moved.round(decimals=2))
+    kl = torch.cat([kl, kl[:, -1:]], 1) if k == 1 else kl
+    return {"kl": kl, "gold": normal(*kl.shape, generator=generator), "budget": budget}
 
 
-def _three_vectors(generator: Generator, k: int) -> dict:
-    proxy, noise = normal(2, *sizes(k, 1, low=3), generator=generator)
-    gold = (noise + proxy * (0.5, -1, 1, 0.5)[k]).round(decimals=2)
-    p_ref = normal(len(gold), generator=generator).softmax(-1)
-    return {"p_ref": p_ref, "proxy": proxy, "gold": gold, "beta": uniform(0.5, 0.9, generator)}
+def _walk(kl: Tensor, gold: Tensor, budget: float) -> Tensor:
+    """Step by step, until the budget is spent."""
+    ends = []
+    for nats, points in zip(kl.tolist(), gold.tolist(), strict=True):
+        t = next((t for t in range(1, len(nats)) if nats[t] >= budget), None)
+        end = (len(nats) - 1, points[-1])
+        if t:
+            before, after = budget - nats[t - 1], nats[t] - budget
+            mixed = (after * points[t - 1] + before * points[t]) / (before + after)
+            end = (t - after / (before + after), mixed)
+        ends.append(end)
+    return torch.tensor(ends, dtype=torch.float64).T
 
 
-def _by_derivatives(p_ref: Tensor, proxy: Tensor, gold: Tensor, beta: float) -> tuple:
-    """Both move with the price; autograd says how fast."""
-    price = torch.tensor(beta, dtype=torch.float64, requires_grad=True)
-    mass = p_ref * torch.exp(proxy / price)
-    p = mass / mass.sum()
-    kl, mean = _kl(p, p_ref), p @ gold
-    spent, earned = (torch.autograd.grad(x, price, retain_graph=True)[0] for x in (kl, mean))
-    return kl.detach(), mean.detach(), earned / spent
-
-
-def _cov(p: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return p @ (x * y) - (p @ x) * (p @ y)
-
-
-def _next(
-    tilt=lambda f, r, g, b: f * (r / b).exp(), per=lambda c, r, g, b: b * c / r,
-    under=lambda p, f: p, kl=_kl,
+def _stop(
+    find=lambda nats, b: int((nats >= b).nonzero()[0]),
+    share=lambda before, after, b: (b - before) / (after - before),
+    under=lambda nats, b: nats.max() < b,
 ):  # fmt: skip
-    """An answer with other parts; `per` is given the covariance, both variances and β."""
-
-    def answer(p_ref, proxy, gold, beta):
-        mass = tilt(p_ref, proxy, gold, beta)
-        p = mass / mass.sum()
-        w, pairs = under(p, p_ref), ((gold, proxy), (proxy, proxy), (gold, gold))
-        return kl(p, p_ref), p @ gold, per(*(_cov(w, x, y) for x, y in pairs), beta)
+    def answer(kl, gold, budget):
+        ends = []
+        for nats, g in zip(kl, gold, strict=True):
+            if under(nats, budget):
+                ends.append((len(g) - 1, g[-1]))
+                continue
+            i = find(nats, budget)
+            s = share(nats[i - 1], nats[i], budget)
+            ends.append((i - 1 + s, g[i - 1] + s * (g[i] - g[i - 1])))
+        return torch.tensor([[float(x) for x in end] for end in ends], dtype=kl.dtype).T
 
     return answer
 
 
-NEXT_NAT = Exercise(
-    name="10-next-nat",
-    draw=_three_vectors,
-    route=_by_derivatives,
-    own=("optimum", "frontier"),
+STOP = Exercise(
+    name="10-stop",
+    draw=_runs,
+    route=_walk,
     mistakes={
-        "the policy: β divides in the exponent": _next(lambda f, r, g, b: f * (r * b).exp()),
-        "the policy: the reference is missing": _next(lambda f, r, g, b: (r / b).exp()),
-        "the policy: the proxy tilts it, not gold": _next(lambda f, r, g, b: f * (g / b).exp()),
-        "the policy: β is missing": _next(lambda f, r, g, b: f * r.exp()),
-        "the KL's arguments are swapped: the policy stands first": _next(kl=lambda p, q: _kl(q, p)),
-        "per nat: β is missing": _next(per=lambda c, r, g, b: c / r),
-        "per nat: this is under the reference; the policy has moved": _next(under=lambda p, f: f),
-        "per nat: the variance is that of the proxy": _next(per=lambda c, r, g, b: b * c / g),
-        "per nat: the variance is missing": _next(per=lambda c, r, g, b: b * c),
+        "as the buggy one: it counts all notes under the budget": _stop(lambda x, b: (x < b).sum()),
+        "searchsorted is for sorted notes; a KL goes up and down": _stop(torch.searchsorted),
+        "take the first note over the budget": _stop(lambda x, b: (x >= b).nonzero()[-1, 0]),
+        "a run that falls back has stopped before": _stop(under=lambda x, b: x[-1] < b),
+        "a note at the budget has reached it: >=":
+            _stop(lambda x, b: (x > b).nonzero()[0, 0], under=lambda x, b: x.max() <= b),
+        "interpolate the KL, not the highest yet": lambda k, *z: _stop()(k.cummax(1)[0], *z),
+        "it stops at the note after; interpolate": _stop(share=lambda x, y, b: 1),
+        "it stops at the note before; interpolate": _stop(share=lambda x, y, b: 0),
+        "the share is turned round": _stop(share=lambda x, y, b: (y - b) / (y - x)),
+        "the rows are swapped: the steps first": lambda kl, g, b: _stop()(kl, g, b).flip(0),
     },
-)
+)  # fmt: skip
 
-EXERCISES = [LAW, POT, NEXT_NAT, STOP]
+EXERCISES = [TOO_FAR, POT, STOP]
