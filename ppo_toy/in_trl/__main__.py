@@ -1,12 +1,11 @@
 """Trains in TRL from the terminal."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-import tempfile
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ examples:
   python -m ppo_toy.in_trl
   python -m ppo_toy.in_trl --world brackets --beta 0.5 --output runs/brackets --save-every 10
   torchrun --nproc-per-node 2 -m ppo_toy.in_trl
-  accelerate launch --num_processes 2 -m ppo_toy.in_trl
+  torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ppo_toy.in_trl
   python -m ppo_toy.in_trl --model path/or/name --reward my_rewards:politeness \\
       --prompts prompts.txt --length 64 --learning-rate 1e-6 --output runs/polite --save-every 50
   python -m ppo_toy.in_trl --check
@@ -110,8 +109,7 @@ def main(words: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ended(arguments.output)))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     try:
-        with tempfile.TemporaryDirectory() as nowhere:
-            _run(arguments, Path(arguments.output or nowhere))
+        _run(arguments)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except RuntimeError as error:
@@ -120,19 +118,25 @@ def main(words: list[str] | None = None) -> None:
         raise SystemExit(_ended(arguments.output)) from error
 
 
-def _run(arguments: argparse.Namespace, folder: Path) -> None:
+def _run(arguments: argparse.Namespace) -> None:
     libraries.refuse_other_versions()
     settings = Settings(**{f.name: getattr(arguments, f.name) for f in fields(Settings)})
     rank, n_processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     settings.share(n_processes)
+    if arguments.check and n_processes > 1:
+        raise ValueError("--check is for one process: call it once before, without torchrun")
     with libraries.quiet():
         task = task_of(arguments)
-        found = check(settings.for_trl(folder, task.length)) if arguments.check else None
-    if found and rank == 0:
+        found = check(settings.for_trl("unused", task.length)) if arguments.check else None
+    if found:
         print(report(found), flush=True)
     if found and found.faults:
         raise SystemExit(1)
-    with libraries.quiet():
+    place = contextlib.nullcontext(arguments.output)
+    with (
+        libraries.quiet(),
+        place if arguments.output else trainer.shared_folder(settings) as folder,
+    ):
         model = trainer.run(task, settings, folder, resume=arguments.resume, log=arguments.log)
     # In one piece, so that the lines of two processes do not mix.
     print(f"process {rank + 1} of {n_processes} is done\n", end="", flush=True)

@@ -1,8 +1,9 @@
 """The run: TRL's trainer, told what to do, and what it did written down."""
 
+import contextlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ppo_toy.policies import fingerprint
 
 
 def train_in_trl(reference: TinyGPT, world: Any, **settings: Any) -> TinyGPT:
-    """Returns a policy that TRL's RLOO trainer made out of the reference, in this process.
+    """Returns a policy that TRL's RLOO trainer made out of the reference.
 
     RLOO takes the sampled log-ratio of the whole response from its reward, form (B) of lesson 03,
     and compares each response with the others of its group, which answer the same prompt.
@@ -30,11 +31,23 @@ def train_in_trl(reference: TinyGPT, world: Any, **settings: Any) -> TinyGPT:
         world: any whose tokens are words.
         settings: those of `Settings`, by name.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        task = tasks.of_world(world, reference)
-        trainer = make_trainer(task, Settings(**{"device": "cpu"} | settings), folder)
+    told, task = Settings(**{"device": "cpu"} | settings), tasks.of_world(world, reference)
+    with shared_folder(told) as folder:
+        trainer = make_trainer(task, told, folder)
         trainer.train()
         return bridge.from_transformers(trainer.accelerator.unwrap_model(trainer.model))
+
+
+@contextlib.contextmanager
+def shared_folder(settings: Settings) -> Iterator[str]:
+    """A folder for a run that keeps nothing, the same for all processes of a machine."""
+    from accelerate.utils import broadcast_object_list
+
+    state = settings.processes()
+    with tempfile.TemporaryDirectory() as own:
+        (folder,) = broadcast_object_list([own])
+        yield folder
+        state.wait_for_everyone()
 
 
 def make_trainer(
