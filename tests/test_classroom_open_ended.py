@@ -132,7 +132,7 @@ def test_neither_a_constant_nor_another_unit_of_r_changes_the_share():
 
 def test_a_truth_beside_which_the_run_ended_is_told_so():
     numbers = numbers_of("12-prediction")
-    pull = numbers["rewards"] / (0.8 * numbers["beta"])  # as if the price were lower
+    pull = numbers["rewards"] / (0.88 * numbers["beta"])  # as if the price were lower
     numbers["log_p"] = (numbers["log_ref"] + pull).log_softmax(dim=1)
     said = told("12-prediction", lines_of(numbers))
     assert said.startswith("so ends the best policy; the run ended at R = ")
