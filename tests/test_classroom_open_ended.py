@@ -14,7 +14,7 @@ from ppo_toy.classroom import examiner, probe
 from ppo_toy.classroom.cage import Limits, bubblewrap
 from ppo_toy.classroom.check import Case, check, find, transcript
 from ppo_toy.classroom.checks import lesson_12
-from ppo_toy.classroom.examiner import Examiner, _told
+from ppo_toy.classroom.examiner import Examination, Examiner, _told
 from ppo_toy.classroom.release import nbgrader
 from ppo_toy.classroom.sitting import Sitting
 from ppo_toy.classroom.splice import Reference, spliced
@@ -222,6 +222,14 @@ def test_a_run_that_ended_well_is_judged_by_what_it_printed(monkeypatch):
         judged = Examiner(REFERENCE, 1, Limits(), walled=False).sit("12-world", "x = 1")
         assert judged.passed == passed
         assert judged.ended.startswith(ended)
+
+
+def test_an_answer_that_uses_one_that_is_not_there_is_told_so():
+    sat = Sitting(False, "NotImplementedError:", "", b"x")
+    examination = Examination(Examiner(REFERENCE, 1, Limits(), walled=False), None, None, {})
+    assert (
+        examination._verdict("12-run", sat) == "it is not finished, or uses an answer that is not"
+    )
 
 
 FORGED = """\
