@@ -10,8 +10,11 @@ from test_form import LESSONS
 import ppo_toy
 
 SHEET = (NOTEBOOKS / "notation.md").read_text(encoding="utf-8")
-ROWS = [re.split(r"\s*\|\s*", line.strip("| ")) for line in SHEET.splitlines() if "|" in line[:1]]
-HEAD, _, *ROWS = ROWS
+OURS, THEIRS = (
+    [re.split(r"\s*\|\s*", line.strip("| ")) for line in block.splitlines()]
+    for block in SHEET.split("\n\n")
+    if block.startswith("|")
+)
 
 
 def public(thing):
@@ -33,16 +36,20 @@ def public(thing):
 def test_each_name_of_ours_is_a_public_function_parameter_or_attribute():
     modules = [m.name for m in pkgutil.iter_modules(ppo_toy.__path__) if m.name != "__main__"]
     names = set().union(*(public(importlib.import_module(f"ppo_toy.{m}")) for m in modules))
-    used = [name for row in ROWS for name in re.findall("`([^`]+)`", row[3] if row[3:] else "")]
+    used = [name for row in OURS for name in re.findall("`([^`]+)`", row[3] if row[3:] else "")][1:]
     assert len(used) > 35
     assert [name for name in used if name not in names] == []
 
 
 def test_every_row_fills_the_columns_and_no_symbol_stands_twice():
-    assert HEAD[3:] == ["`ppo_toy`", "TRL 1.16.0", "verl", "OpenRLHF"]
-    rows = [row for row in ROWS if not row[0].startswith("**")]
-    assert all(len(row) == len(HEAD) for row in rows)
-    assert len({row[0] for row in rows}) == len(rows) > 40
+    assert OURS[0][3:] + THEIRS[0][1:] == ["`ppo_toy`", "TRL 1.16.0", "verl", "OpenRLHF"]
+    symbols = []
+    for head, _, *rows in (OURS, THEIRS):
+        rows = [row for row in rows if not row[0].startswith("**")]
+        assert all(len(row) == len(head) for row in rows)
+        symbols.append([row[0] for row in rows])
+        assert len(set(symbols[-1])) == len(rows) > 30
+    assert symbols[1] == [symbol for symbol in symbols[0] if symbol in symbols[1]]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
