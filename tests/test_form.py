@@ -56,7 +56,12 @@ def test_each_statement_of_the_source_is_taught_in_a_section_that_exists():
             assert f"## {number} " in Notebook(NOTEBOOKS / name).text, row
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.rglob("*.ipynb")), ids=lambda path: path.stem)
+def pages(pattern):
+    """Those of the course, not the copies that JupyterLab leaves beside them."""
+    return [p for p in sorted(NOTEBOOKS.rglob(pattern)) if ".ipynb_checkpoints" not in p.parts]
+
+
+@pytest.mark.parametrize("path", pages("*.ipynb"), ids=lambda path: path.stem)
 def test_the_sections_that_it_names_exist(path):
     named = re.findall(r"[Ss]ections? (\d+)([bc]?)\.(\d+)", Notebook(path).text)
     for lesson, letter, section in named:
@@ -65,7 +70,7 @@ def test_the_sections_that_it_names_exist(path):
             assert heading in Notebook(page).text, heading
 
 
-PAGES = [NOTEBOOKS.parent / "README.md", *NOTEBOOKS.rglob("*.md"), *NOTEBOOKS.rglob("*.ipynb")]
+PAGES = [NOTEBOOKS.parent / "README.md", *pages("*.md"), *pages("*.ipynb")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}")
