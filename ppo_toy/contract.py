@@ -163,7 +163,7 @@ def check_still(name: str, policy: Policy) -> None:
     if not (callable(policy) or hasattr(policy, "next_logits")):
         raise ValueError(f"the {name} is {policy!r}; it must be a function of prompts, responses")
     for part in policy.modules() if isinstance(policy, nn.Module) else ():
-        if part.training and isinstance(part, MOODY):
+        if part.training and isinstance(part, MOODY) and getattr(part, "p", 1):
             raise ValueError(TWO_ANSWERS.format(name))
 
 

@@ -19,7 +19,7 @@ from ppo_toy.trajectories import (
     Trajectories,
     enumerate_all,
     families,
-    log_probs,
+    of_tokens,
     per_step_kl,
     score,
     step_log_probs,
@@ -123,12 +123,10 @@ def optimum(reference: Policy, world: Any, beta: float) -> Optimum:
     Source: Korbak, Perez and Buckley (2022), RL with KL penalties is better viewed as Bayesian
     inference; Rafailov et al. (2023), Direct Preference Optimization, eq. 4.
     """
-    (beta,), batch, rewards, log_ref = _listed(reference, world, [beta])
+    (beta,), batch, rewards, log_ref, otherwise = _listed(reference, world, [beta])
     objective, reward, kl = _best(log_ref, rewards, beta, world)
-    parents, family = families(batch)
-    otherwise = step_log_probs(reference, parents).double()[family]
     log_mass = (log_ref + _behind(log_ref, rewards)[0] / beta).flatten()
-    policy = TabularPolicy.of_responses(world, batch, log_mass, otherwise)
+    policy = TabularPolicy.of_responses(world, batch, log_mass, otherwise.double())
     return Optimum(objective, reward, kl, policy.requires_grad_(False))
 
 
@@ -138,7 +136,7 @@ def frontier(reference: Policy, world: Any, betas: Any) -> Frontier:
 
     Arguments and errors are those of `optimum`, with K coefficients in place of one.
     """
-    betas, _, rewards, log_ref = _listed(reference, world, betas)
+    betas, _, rewards, log_ref, _ = _listed(reference, world, betas)
     best = np.array([_best(log_ref, rewards, beta, world) for beta in betas])
     return Frontier(np.array(betas), kl=best[:, 2], reward=best[:, 1])
 
@@ -182,7 +180,7 @@ def soft_values(reference: Policy, world: Any, beta: float) -> Tensor:
 
     Source: Rafailov et al. (2024), From r to Q*, arXiv 2404.12358.
     """
-    (beta,), batch, rewards, log_ref = _listed(reference, world, [beta])
+    (beta,), batch, rewards, log_ref, _ = _listed(reference, world, [beta])
     state = TabularPolicy(world).to(rewards.device).rows(batch.prompts, batch.tokens)[:, :-1]
     n_states = int(state.max()) + 1
     x, log_p = (n.view(-1, 1).expand(state.shape)[batch.mask] for n in (rewards / beta, log_ref))
@@ -197,7 +195,10 @@ def _terms(policy: Policy, reference: Policy, world: Any) -> tuple[Tensor, Tenso
     if not possible.all():
         kept = (x[possible] for x in (batch.prompts, batch.responses, batch.mask))
         batch = Trajectories(*kept, weights=batch.weights[..., possible])
-    kl = per_step_kl(policy, reference, batch)
+    if policy is reference:
+        kl = batch.weights.new_zeros(*batch.weights.shape, batch.mask.shape[-1])
+    else:
+        kl = per_step_kl(policy, reference, batch)
     if batch.weights.dim() > 1:  # what one run cannot say another may
         kl = kl.masked_fill((batch.weights == 0).unsqueeze(-1), 0)
     return score(world, batch), kl, batch.weights
@@ -212,16 +213,18 @@ def _check_runs(runs: tuple[int, ...], beta: Any = 0.0, **policies: Policy) -> N
 
 
 def _listed(reference: Policy, world: Any, betas: Any) -> tuple:
-    """The betas, all > 0; every trajectory; R and log ref(y | x), [n, N], a row for each prompt."""
+    """The betas, all > 0; every trajectory; R and log ref(y | x), [n, N]; log ref(v | s)."""
     for beta in (betas := [x.item() if isinstance(x, Tensor) else x for x in betas]):
         check_range("beta", beta, "G > 0, < inf")
     if not betas:
         raise ValueError("there is no beta")
     _check_runs((), reference=reference)
     batch = enumerate_all(reference, world, name="reference")
-    log_ref = log_probs(reference, batch).double().sum(dim=-1)
-    shape = (len(world.prompts), -1)
-    return betas, batch, score(world, batch).double().view(shape), log_ref.view(shape)
+    parents, family = families(batch)
+    step_log_p = step_log_probs(reference, parents)[family]
+    log_ref = of_tokens(step_log_p, batch).double().sum(dim=-1)
+    rewards = score(world, batch).double()
+    return betas, batch, *(x.view(len(world.prompts), -1) for x in (rewards, log_ref)), step_log_p
 
 
 def _behind(log_ref: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:

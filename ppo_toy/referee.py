@@ -21,7 +21,14 @@ from ppo_toy import exact
 from ppo_toy.faults import FAULTS as FAULTS
 from ppo_toy.faults import PENALTIES, REWARDS
 from ppo_toy.policies import TabularPolicy, freeze
-from ppo_toy.rules import Problem, as_rule, batch_gradients, expected_gradient, random_problem
+from ppo_toy.rules import (
+    GroupProblem,
+    Problem,
+    as_rule,
+    batch_gradients,
+    expected_gradient,
+    random_problem,
+)
 from ppo_toy.trajectories import enumerate_all, log_probs, per_step_kl, score
 
 Rule, Names, Cases = Callable[..., Tensor], list[str], list[Problem]
@@ -35,7 +42,7 @@ class Verdict(NamedTuple):
     cosine: float
 
 
-def verdict(rule: Rule, *, loss: bool = False, seed: int = 0) -> Verdict:
+def verdict(rule: Rule, *, loss: bool = False, seed: int = 0, grouped: bool = False) -> Verdict:
     """Says what is wrong with a rule's expected gradient.
 
     The rule is held against the exact one in random problems: with one prompt, with three of
@@ -46,6 +53,7 @@ def verdict(rule: Rule, *, loss: bool = False, seed: int = 0) -> Verdict:
         rule: of either kind in `rules`.
         loss: whether training makes the rule's number smaller, not larger.
         seed: of the problems.
+        grouped: whether the responses of a batch answer one prompt, as those of a group do.
 
     Raises:
         ValueError: the rule cannot be asked; the message says why.
@@ -59,6 +67,7 @@ def verdict(rule: Rule, *, loss: bool = False, seed: int = 0) -> Verdict:
         (lambda *_: _on_prompts(rule, others), several),
         (_by_part, far),
     ):
+        cases = [GroupProblem(*case) for case in cases] if grouped else cases
         found = torch.cat([expected_gradient(rule, case).flatten() for case in cases])
         true = torch.cat([exact.gradient(*case)[0].flatten() for case in cases])
         if not _same(found, true):

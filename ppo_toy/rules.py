@@ -47,6 +47,13 @@ class Problem(NamedTuple):
     reference: TabularPolicy
     world: Any
     beta: float
+    grouped = False
+
+
+class GroupProblem(Problem):
+    """One in which all responses of a batch answer one prompt."""
+
+    grouped = True
 
 
 def random_problem(
@@ -123,6 +130,13 @@ def batch_gradients(
     listed = enumerate_all(case.policy, case.world)
     chosen = torch.cartesian_prod(*[torch.arange(len(listed.weights))] * size).view(-1, size)
     p = listed.weights.detach()[chosen].prod(dim=1)
+    if case.grouped:
+        to = listed.prompts[chosen, 0]
+        same = (to == to[:, :1]).all(dim=1)
+        of_prompt = p.new_zeros(int(to.max()) + 1).index_add(
+            0, listed.prompts[:, 0], listed.weights.detach()
+        )
+        chosen, p = chosen[same], p[same] / of_prompt[to[same, 0]] ** (size - 1)
     rewards = factor * score(case.world, listed)
 
     def run(policy: TabularPolicy, rows: Tensor) -> list[Tensor]:

@@ -167,6 +167,7 @@ class ToyReviews:
     reward: Callable[[Tensor, Tensor], Tensor] = field(default_factory=_mean_of_raters)
     prompts: Tensor = reviews.PROMPTS
     vocabulary: ClassVar[Sequence[str]] = reviews.VOCABULARY
+    words: ClassVar[Sequence[str]] = reviews.WORDS  # of prompt tokens too
     response_length: ClassVar[int] = reviews.LENGTH
     end_token: ClassVar[int] = reviews.END
 

@@ -14,7 +14,7 @@ from ppo_toy.classroom import examiner, probe
 from ppo_toy.classroom.cage import Limits, bubblewrap
 from ppo_toy.classroom.check import Case, check, find, transcript
 from ppo_toy.classroom.checks import lesson_12
-from ppo_toy.classroom.examiner import Examiner, _told
+from ppo_toy.classroom.examiner import Examination, Examiner, _told
 from ppo_toy.classroom.release import nbgrader
 from ppo_toy.classroom.sitting import Sitting
 from ppo_toy.classroom.splice import Reference, spliced
@@ -76,6 +76,7 @@ def test_words_and_missing_numbers_are_no_answer(name):
         if "faults" not in lines[k]:
             assert told(name, lines[:k] + lines[k + 1 :]) == nothing
             assert told(name, [*lines, lines[k].split(":")[0] + ": x"]) == nothing
+            assert told(name, [*lines, lines[k]]) == nothing  # one of the two is not the check's
 
 
 @every_exercise
@@ -129,6 +130,27 @@ def test_neither_a_constant_nor_another_unit_of_r_changes_the_share():
     assert shares == pytest.approx(shares[:1] * 4, abs=1e-6)
 
 
+def test_a_truth_beside_which_the_run_ended_is_told_so():
+    numbers = numbers_of("12-prediction")
+    pull = numbers["rewards"] / (0.88 * numbers["beta"])  # as if the price were lower
+    numbers["log_p"] = (numbers["log_ref"] + pull).log_softmax(dim=1)
+    said = told("12-prediction", lines_of(numbers))
+    assert said.startswith("so ends the best policy; the run ended at R = ")
+    assert "% of what there is to earn: let it come nearer" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "which", "value", "fault"),
+    [
+        ("12-run", "beta", 0.0, "beta is below 0.001"),
+        ("12-prediction", "moved", 0.01, "with twice the beta R is another"),
+    ],
+)
+def test_what_is_no_run_of_a_world_is_told_so(name, which, value, fault):
+    numbers = numbers_of(name)
+    assert fault in told(name, lines_of(numbers | {which: torch.full_like(numbers[which], value)}))
+
+
 def test_a_loss_with_the_exact_kl_is_calm_whatever_the_seed():
     calm, plain = (as_rule(x, loss=True) for x in (answers.calm(), answers.readme_loss))
     for seed in range(12):
@@ -153,7 +175,8 @@ def test_the_reference_keeps_a_margin(seed, monkeypatch):
     scope = solutions()
     assert share(lesson_12._run(**probe.of_run(scope["my_run"], seed))) > 0.97
     numbers = probe.of_prediction(scope["run_and_prediction"], seed)
-    said = numbers.pop("said").tolist()
+    said, moved = (numbers.pop(which).tolist() for which in ("said", "moved"))
+    assert moved == [0, 0]
     end = lesson_12._run(**numbers, felt=0)
     assert share(end) > 0.97
     monkeypatch.setattr(lesson_12, "NEAR", {k: 2 / 3 * x for k, x in lesson_12.NEAR.items()})
@@ -199,6 +222,14 @@ def test_a_run_that_ended_well_is_judged_by_what_it_printed(monkeypatch):
         judged = Examiner(REFERENCE, 1, Limits(), walled=False).sit("12-world", "x = 1")
         assert judged.passed == passed
         assert judged.ended.startswith(ended)
+
+
+def test_an_answer_that_uses_one_that_is_not_there_is_told_so():
+    sat = Sitting(False, "NotImplementedError:", "", b"x")
+    examination = Examination(Examiner(REFERENCE, 1, Limits(), walled=False), None, None, {})
+    assert (
+        examination._verdict("12-run", sat) == "it is not finished, or uses an answer that is not"
+    )
 
 
 FORGED = """\

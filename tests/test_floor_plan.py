@@ -1,4 +1,5 @@
 import ast
+from functools import cache
 from pathlib import Path
 
 import ppo_toy
@@ -52,6 +53,7 @@ SAME_FLOOR = {
 ONLY_THERE = {"gymnasium": {"envs", "benchmarks"}, "matplotlib": {"plots", "__main__"}}
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Each module by its name; a folder of modules stands on one floor and counts as one."""
     trees = {}

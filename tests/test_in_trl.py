@@ -1,6 +1,5 @@
 import dataclasses
 import math
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,14 +7,16 @@ import torch
 from problems import generator
 from torch.testing import assert_close
 
-from ppo_toy import in_trl, recipes, reviews
+from ppo_toy import recipes, reviews
 from ppo_toy.gpt import TinyGPT
+from ppo_toy.in_trl import bridge, libraries, trainer
 from ppo_toy.trajectories import per_step_kl, sample, step_log_probs
 from ppo_toy.worlds import ToyReviews
 
 # The libraries warn of what other libraries will change.
 pytestmark = pytest.mark.filterwarnings("ignore")
-needs_scale = pytest.mark.skipif(bool(in_trl.missing()), reason='needs pip install -e ".[scale]"')
+NEEDED = 'needs pip install -e ".[scale]"'
+needs_scale = pytest.mark.skipif(bool(libraries.missing()), reason=NEEDED)
 
 
 def a_policy() -> TinyGPT:
@@ -31,8 +32,8 @@ def a_policy() -> TinyGPT:
 def test_the_translated_model_gives_every_token_the_same_probability():
     policy = a_policy()
     batch = sample(policy, ToyReviews(), 32, generator=generator(2))
-    with in_trl.quiet(), torch.no_grad():
-        model = in_trl.to_transformers(policy)
+    with libraries.quiet(), torch.no_grad():
+        model = bridge.to_transformers(policy)
         text = torch.cat([batch.prompts, batch.tokens[:, :-1]], dim=1)
         log_p = model(text).logits[:, 1:].log_softmax(dim=-1)
     # single precision, in another order of operations
@@ -44,14 +45,14 @@ def test_the_translated_model_gives_every_token_the_same_probability():
 @needs_scale
 def test_there_and_back_every_parameter_is_the_same():
     policy = a_policy()
-    back = in_trl.from_transformers(in_trl.to_transformers(policy), policy)
+    back = bridge.from_transformers(bridge.to_transformers(policy))
     for (name, before), after in zip(policy.named_parameters(), back.parameters(), strict=True):
         assert torch.equal(before, after), name
 
 
 @needs_scale
 def test_the_tokenizer_has_the_numbers_of_the_words():
-    words = in_trl.tokenizer()
+    words = bridge.tokenizer()
     for prompt in reviews.PROMPTS:
         assert words(reviews.decode(prompt))["input_ids"] == prompt.tolist()
     assert words.eos_token_id == words.pad_token_id == reviews.END
@@ -74,15 +75,15 @@ class Praise:
 @pytest.fixture(scope="module")
 def runs():
     """A run with next to no brake and one with next to no reward, and what they began with."""
-    pytest.importorskip("trl", reason='needs pip install -e ".[scale]"')
+    pytest.importorskip("trl", reason=NEEDED)
     reference, praise = TinyGPT(recipes.CONFIG, generator=generator(3)), Praise()
     with torch.no_grad():
         reference.head.bias[GREAT] = 2  # one first word in three; at temperature 2 one in seven
     before = [parameter.clone() for parameter in reference.parameters()]
     made = {"steps": 8, "batch_size": 64, "learning_rate": 1e-2}
-    with in_trl.quiet():
+    with libraries.quiet():
         light, heavy = (
-            in_trl.train_in_trl(reference, ToyReviews(reward=praise), beta=beta, **made)
+            trainer.train_in_trl(reference, ToyReviews(reward=praise), beta=beta, **made)
             for beta in (0.01, 10.0)
         )
     return SimpleNamespace(
@@ -143,11 +144,4 @@ def test_the_first_batch_is_drawn_from_the_reference_as_it_is(runs):
 def test_a_value_head_is_refused():
     config = dataclasses.replace(recipes.CONFIG, value_head=True)
     with pytest.raises(ValueError, match="value_head is True"):
-        in_trl.to_transformers(TinyGPT(config, generator=generator(0)))
-
-
-def test_without_the_packages_the_script_says_which_to_install(monkeypatch):
-    monkeypatch.setattr(in_trl, "missing", lambda: ["trl"])
-    monkeypatch.setattr(sys, "argv", ["in_trl"])
-    with pytest.raises(SystemExit, match=r'not installed: trl; pip install -e "\.\[scale\]"'):
-        in_trl.main()
+        bridge.to_transformers(TinyGPT(config, generator=generator(0)))

@@ -11,6 +11,7 @@ NOTEBOOKS = sorted(
     for path in (ROOT / "notebooks").rglob("*.ipynb")
     if not {".ipynb_checkpoints", "exercises"} & set(path.parts)
 )
+LAST = ROOT / "notebooks" / "exercises" / "12_your_own.ipynb"
 KNOWN_TAGS = {"nbval-check-output", "nbval-skip", "nbval-ignore-output"}
 KNOWN_TAGS |= {"hide-input", "hide-output"}  # folding, for the web edition
 NOT_EVERYWHERE = re.compile(
@@ -98,11 +99,11 @@ def test_the_first_cell_is_the_same_in_all_of_them_and_silent():
     assert "://" not in first[0].source
 
 
-def test_the_readme_lists_every_lesson():
+def test_the_readme_lists_every_lesson_and_the_last_exercise():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lessons = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
+    lessons = [*(ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"), LAST]
     linked = re.findall(r"\]\((notebooks/[^)]+\.ipynb)\)", readme)
-    assert sorted(linked) == [path.relative_to(ROOT).as_posix() for path in lessons]
+    assert sorted(linked) == sorted(path.relative_to(ROOT).as_posix() for path in lessons)
 
 
 def test_every_notebook_is_json_with_a_final_newline():

@@ -7,7 +7,14 @@ from torch.testing import assert_close
 
 from ppo_toy import exact
 from ppo_toy.referee import verdict
-from ppo_toy.rules import ARGUMENTS, as_rule, batch_gradients, expected_gradient, random_problem
+from ppo_toy.rules import (
+    ARGUMENTS,
+    GroupProblem,
+    as_rule,
+    batch_gradients,
+    expected_gradient,
+    random_problem,
+)
 from ppo_toy.trajectories import Trajectories, enumerate_all, log_probs, per_step_kl
 from ppo_toy.worlds import prompt_weights
 
@@ -52,6 +59,23 @@ def test_probabilities_are_those_of_batches():
     assert p.shape == surrogates.shape == (n**2,)
     assert gradients.shape == (n**2, *case.policy.logits.shape)
     assert_close(p.sum(), torch.tensor(1.0))
+
+
+def test_responses_of_a_group_answer_one_prompt():
+    case = GroupProblem(*random_problem(5, 2, beta=0.7, prompts=range(3)))
+    p, _, _ = batch_gradients(right, case)
+    assert p.shape == (3 * 7**2,)
+    # 3 : 2 : 1, each prompt drawn once for both responses
+    assert_close(p.view(3, -1).sum(dim=1), torch.tensor([3, 2, 1]) / 6)
+    assert_close(expected_gradient(right, case), exact.gradient(*case)[0])
+
+    def for_groups(log_probs, ref_log_probs, rewards, mask, prompts, beta):
+        assert (prompts == prompts[0]).all()
+        return loss(log_probs, ref_log_probs, rewards, mask, beta)
+
+    assert verdict(for_groups, loss=True, grouped=True).faults == ()
+    with pytest.raises(ValueError, match="the rule fails"):
+        verdict(for_groups, loss=True)
 
 
 # What a batch's own statistics do to a rule shows only if it sees real batches.

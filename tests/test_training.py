@@ -822,6 +822,10 @@ def test_dropout_and_batch_norm_in_train_mode_are_refused_at_every_door(part):
     sample(policy, world, 4, generator=generator(0))
 
 
+def test_a_dropout_that_drops_nothing_may_stay_in_train_mode():
+    sample(Moody(torch.nn.Dropout(0.0)), random_world(0), 4, generator=generator(0))
+
+
 @pytest.mark.parametrize("given", [None, 1, "seed"])
 def test_what_is_no_generator_is_refused(given):
     world = random_world(0)

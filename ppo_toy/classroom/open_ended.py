@@ -39,9 +39,14 @@ class OpenExercise:
     fault = Exercise.fault
 
     def diagnosis(self, lines: Sequence[str], cases: Sequence[Case]) -> str | None:
-        """Judges the numbers that were printed, and no other word; any error says they are none."""
+        """Judges the numbers that were printed, and no other word; any error says they are none.
+
+        What is printed twice is an error too: one of the two is not the check's.
+        """
         numbers = {}
         for name, shape, shown in (m.groups() for m in map(LINE.fullmatch, lines) if m):
             values = torch.tensor([float(x) for x in shown.split()], dtype=torch.float64)
+            if name in numbers:
+                raise ValueError(f"{name} was printed twice")
             numbers[name] = values.view([int(n) for n in shape.split(",") if n])
         return self.judge(cases[0].arguments["seed"], **numbers)

@@ -26,8 +26,11 @@ MOST = 5_000  # responses to all prompts together
 
 
 def of_world(my_world: Callable[[], Any], seed: int) -> dict[str, Tensor]:
-    """Numbers of a world."""
-    return _at_the_door(_world, my_world())
+    """Numbers of a world, which must be the same each time that it is made."""
+    made, again = (_at_the_door(_world, my_world()) for _ in range(2))
+    if any(not torch.equal(made[name], again[name]) for name in made):
+        raise CheckFailed("my_world gives another world each time; draw its numbers from a seed")
+    return made
 
 
 def of_run(my_run: Callable[..., Any], seed: int) -> dict[str, Tensor]:
@@ -36,14 +39,22 @@ def of_run(my_run: Callable[..., Any], seed: int) -> dict[str, Tensor]:
 
 
 def of_prediction(mine: tuple[Callable, Callable], seed: int) -> dict[str, Tensor]:
-    """What is `said` after a run, [3], then the numbers of a run with twice its beta."""
-    made, numbers = _run(mine[0], seed, 1)
-    said = mine[1](*made, numbers["beta"].item())
+    """What is `said` after a run, [3]; the numbers of a run with twice its beta; what has `moved`.
+
+    That is by how much the rewards and the reference's log-probabilities differ at most, [2].
+    """
+    made, before = _run(mine[0], seed, 1)
+    said = mine[1](*made, before["beta"].item())
     try:
         said = torch.stack([torch.as_tensor(x).detach().double().reshape(()) for x in said])
     except (TypeError, ValueError, RuntimeError):
         raise CheckFailed(f"the prediction is {said!r}; due are three numbers: R, KL, J") from None
-    return {"said": said} | _run(mine[0], seed + 1, 2)[1]
+    numbers = _run(mine[0], seed + 1, 2)[1]
+    pairs = [(before[name], numbers[name]) for name in ("rewards", "log_ref")]
+    if any(x.shape != y.shape for x, y in pairs):
+        raise CheckFailed("with twice the beta my_run returns another world")
+    moved = torch.stack([(x - y).nan_to_num(0).abs().max() for x, y in pairs])
+    return numbers | {"said": said, "moved": moved}
 
 
 def of_loss(my_loss: Callable[..., Tensor], seed: int) -> dict[str, Tensor]:

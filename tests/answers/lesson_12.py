@@ -14,7 +14,7 @@ from ppo_toy.training import Schedule, train
 from ppo_toy.trajectories import enumerate_all, log_probs, per_step_kl, sample, score
 from ppo_toy.worlds import TokenSequence
 
-# Exercise 12-world: right answers in other styles, then wrong ones with what they're told.
+# 12-world
 
 
 class Change:
@@ -24,19 +24,20 @@ class Change:
     vocabulary = ("one", "two", "five", "done")
     response_length = 4
     end_token = 3
-    scale = 1.0
 
     def reward(self, prompts, responses):
         paid = torch.tensor([1, 2, 5, 0])[responses].sum(dim=1)
-        coins = (responses != 3).sum(dim=1)
-        return self.scale * ((paid == prompts[:, 0]) * (2.0 - 0.25 * coins))
+        return (paid == prompts[:, 0]) * (2.0 - 0.25 * (responses != 3).sum(dim=1))
 
 
 def change(**changed):
     world = Change()
-    for name, value in changed.items():
-        setattr(world, name, value)
+    vars(world).update(changed)
     return world
+
+
+def rewarded(function):
+    return partial(change, reward=function)
 
 
 def rhythm():
@@ -51,18 +52,22 @@ def rhythm():
     )  # fmt: skip
 
 
-def without_an_end_token():
-    return SimpleNamespace(
-        prompts=[[0]], vocabulary=["a", "b"], response_length=2, reward=lambda p, r: r[:, 0]
-    )
+def debts():
+    """Negative rewards, nearly always the same one."""
+    return change(reward=lambda p, r: -3.0 + 2.0 * (r == p[:, :1] - 4).all(dim=1))
 
 
-def rewarded(function):
-    return lambda: change(reward=function)
+def drawn():
+    values = torch.rand(4)
+    return change(reward=lambda p, r: values[r].sum(dim=1))
 
 
 def readme_echo():
     return change(vocabulary=["yes", "no", "."], end_token=2, reward=lambda p, r: r[:, 0])
+
+
+def without_an_end_token():
+    return SimpleNamespace(prompts=[[0]], vocabulary=["a", "b"], response_length=2, reward=None)
 
 
 WRONG_WORLD = [
@@ -75,6 +80,8 @@ WRONG_WORLD = [
     (rewarded(lambda p, r: torch.rand(len(r))), "the reward gives two answers to one question"),
     (rewarded(lambda p, r: p[:, 0]), "all responses earn the same: there is nothing to learn"),
     (rewarded(lambda p, r: 0.001 * r[:, 0]), "make rewards ten times as large"),
+    (drawn, "my_world gives another world each time; draw its numbers from a seed"),
+    (partial(change, response_length=1), "a prompt has 4 responses here; bring a world of 20"),
     (partial(change, vocabulary=["one", "one", "two", "done"]), "it must be 4 distinct strings"),
     (partial(change, response_length=7), "this world has 6,560 responses; bring one of at most"),
     (partial(change, response_length=40), "responses (2 prompts, 4 tokens, length 40)"),
@@ -83,22 +90,21 @@ WRONG_WORLD = [
     (readme_echo, "this world is the course's; bring one of your own"),
 ]
 
-
-# Exercise 12-run.
+# 12-run
 
 
 class Purse(nn.Module):
-    """Knows the place, what was paid, and the prompt, unless told to forget it."""
+    """Knows the place, what was paid, and the prompt; or forgets it; or peeks at the next coin."""
 
-    def __init__(self, reads=True):
+    def __init__(self, *, reads=True, peeks=False, spread=0.0):
         super().__init__()
-        self.reads = reads
+        self.reads, self.peeks = reads, peeks
         self.table = nn.Embedding(2 * 5 * 21, 4)
-        nn.init.zeros_(self.table.weight)
+        nn.init.normal_(self.table.weight, std=spread)
 
     def forward(self, prompts, responses):
         paid = torch.tensor([1, 2, 5, 0])[responses].cumsum(dim=1)
-        paid = nn.functional.pad(paid, (1, 0))
+        paid = nn.functional.pad(paid, (0, 1) if self.peeks else (1, 0))
         which = (prompts == 7) & self.reads
         return self.table((which * 5 + torch.arange(paid.shape[1])) * 21 + paid)
 
@@ -113,23 +119,23 @@ def trained(generator, beta, *, world=Change, policy=Purse, steps=120, frozen=Tr
     return world, reference if frozen else policy, policy
 
 
-def run_with_purse(generator, beta=0.2):
-    return trained(generator, beta)
+def with_options(beta=0.2, **options):
+    def my_run(generator, beta=beta):
+        return trained(generator, **{"beta": beta, **options})
+
+    return my_run
 
 
 def run_with_a_table(generator, beta=0.5):
     """In double precision, from a reference of its own, in a world of another kind."""
     likes = torch.Generator().manual_seed(3)
-
-    def policy():
-        return TabularPolicy.random(rhythm(), generator=likes, scale=0.5)
-
+    policy = partial(TabularPolicy.random, rhythm(), generator=likes, scale=0.5)
     return trained(generator, beta, world=rhythm, policy=policy)
 
 
-def run_by_hand(generator, beta=0.2):
+def run_by_hand(generator, beta=0.2, world=Change, policy=Purse):
     """Without `train`: the exact gradient, counted over the whole list."""
-    world, policy = Change(), Purse()
+    world, policy = world(), policy()
     reference = freeze(policy)
     adam = torch.optim.Adam(policy.parameters(), lr=0.1)
     for _ in range(100):
@@ -141,61 +147,50 @@ def run_by_hand(generator, beta=0.2):
     return [world, reference, policy]
 
 
-def with_options(beta=0.2, **options):
-    def my_run(generator, beta=beta):
-        return trained(generator, **{"beta": beta, **options})
-
-    return my_run
-
-
-def at_best(generator, beta=0.2, *, worst=False):
+def at_best(generator, beta=0.2):
     """A run that went the wrong way."""
     world, reference, _ = trained(generator, beta, steps=0)
     turned = change(reward=lambda p, r: -world.reward(p, r))
     return world, reference, exact.optimum(reference, turned, beta).policy
 
 
-def of_runs(generator, beta=0.2):
-    world = Change()
-    policy = TabularPolicy(world)
-    return world, policy, policy.repeat(2)
+def of_tables(change_of):
+    """A run that returns two tables."""
+
+    def my_run(generator, beta=0.2):
+        policy = TabularPolicy(Change())
+        return Change(), *change_of(freeze(policy), policy)
+
+    return my_run
 
 
-def silent_reference(generator, beta=0.2):
+def silent(reference, policy):
     """It never begins with the coin that the policy begins with."""
-    world, policy = Change(), TabularPolicy(Change())
-    reference = freeze(policy)
     reference.logits[:, 0] = -math.inf
-    return world, reference, policy
+    return reference, policy
 
 
-def no_default(generator, beta):
-    return trained(generator, beta)
-
-
-def tuple_forgotten(generator, beta=0.2):
-    return trained(generator, beta, steps=1)[-1]
-
-
+run_with_purse = with_options()
 WRONG_RUN = [
     (with_options(steps=4), "of what there is to earn; more steps, larger batches"),
     (with_options(policy=partial(Purse, reads=False)), "it answers all prompts alike"),
+    (with_options(policy=partial(Purse, peeks=True, spread=1.0)), "it is for, or a later one"),
     (with_options(beta=0.05), "the brake is hardly felt: the best policy has R ="),
     (with_options(beta=500.0), "nothing to learn; a smaller beta"),
+    (with_options(beta=1e-5, steps=1), "beta is below 0.001: make rewards and beta ten times"),
     (with_options(frozen=False), "policy and reference are the same: freeze a copy first"),
     (with_options(steps=0), "policy and reference are the same: freeze a copy first"),
     (lambda generator, beta=0.8: trained(generator, 0.2), "does it train with the beta that"),
     (at_best, "R fell: is a sign wrong?"),
-    (silent_reference, "the policy says what the reference never says"),
-    (of_runs, "the policy has an axis of runs; a single run is due"),
-    (no_default, "my_run's beta has no positive number for a default"),
-    (tuple_forgotten, "my_run returns three things"),
-    (with_options(world=partial(change, scale=0.0), steps=1), "all responses earn the same"),
+    (of_tables(silent), "the policy says what the reference never says"),
+    (of_tables(lambda x, y: (x, y.repeat(2))), "the policy has an axis of runs; a single run is"),
+    (lambda generator, beta: None, "my_run's beta has no positive number for a default"),
+    (lambda generator, beta=0.2: Change(), "my_run returns three things"),
+    (with_options(world=rewarded(lambda p, r: p[:, 0]), steps=1), "all responses earn the same"),
     (with_options(world=partial(change, response_length=7), steps=0), "responses; bring one of"),
 ]
 
-
-# Exercise 12-loss.
+# 12-loss
 
 
 def calm_from_logits(logits, ref_logits, log_probs, rewards, mask, beta):
@@ -214,10 +209,14 @@ def calm_token_by_token(log_probs, kl, rewards, beta):
     return loss.mean()
 
 
-def calm(later=lambda k: k.flip(1).cumsum(1).flip(1) - k, own=1.0, sign=-1):
+def after(kl):
+    return kl.flip(1).cumsum(1).flip(1) - kl
+
+
+def calm(later=lambda kl, beta: beta * after(kl.detach()), own=lambda beta: beta, size=-1.0):
     def my_loss(log_probs, kl, rewards, beta):
-        earned = rewards[:, None] - beta * later(kl.detach())
-        return sign * (log_probs * earned - own * beta * kl).sum(1).mean()
+        earned = rewards[:, None] - later(kl, beta)
+        return size * (log_probs * earned - own(beta) * kl).sum(1).mean()
 
     return my_loss
 
@@ -237,11 +236,16 @@ def padding_counts(log_probs, ref_log_probs, rewards, mask, beta):
 
 
 WRONG_LOSS = [
-    (calm(later=torch.zeros_like), "the referee says: future KL dropped (No token pays"),
-    (calm(own=0.0), "the referee says: own token dropped"),
-    (calm(own=2.0), "the referee says: own token twice"),
-    (calm(sign=1), "the referee says: reward sign flipped"),
-    (calm(later=lambda k: k.sum(1, keepdim=True)), "right in the mean, but"),
+    (calm(later=lambda kl, beta: 0 * kl), "the referee says: future KL dropped (No token pays"),
+    (calm(own=lambda beta: 0), "the referee says: own token dropped"),
+    (calm(own=lambda beta: 2 * beta), "the referee says: own token twice"),
+    (calm(own=lambda beta: 1), "a KL stands there without beta"),
+    (calm(later=lambda kl, beta: after(kl.detach())), "a KL stands there without beta"),
+    (calm(own=lambda beta: -beta), "the KL of a token's own state has the wrong sign"),
+    (calm(later=lambda kl, beta: beta * after(kl)), "is to be a number: detach it"),
+    (calm(size=1), "the referee says: reward sign flipped"),
+    (calm(size=-2), "right but for a factor: sum over tokens, take the mean over responses"),
+    (calm(later=lambda kl, beta: beta * kl.detach().sum(1, True)), "right in the mean, but"),
     (lambda log_probs, rewards, beta: -(log_probs.sum(1) * rewards).mean(), "KL never applied"),
     (k1_as_loss, "the referee says: k1 as loss"),
     (padding_counts, "the referee says: padding leaked"),
@@ -251,8 +255,7 @@ WRONG_LOSS = [
     (lambda log_probs, beta: log_probs.detach().sum(), "no gradient: all of it is detached"),
 ]
 
-
-# Exercise 12-prediction: of a run in each case.
+# 12-prediction: of a run in each case
 
 
 def from_the_frontier(world, reference, policy, beta):
@@ -261,17 +264,15 @@ def from_the_frontier(world, reference, policy, beta):
 
 
 def from_the_mixture(world, reference, policy, beta):
-    """Response by response, as floats."""
-    batch = enumerate_all(policy, world)
-    log_ref, log_p = (log_probs(x, batch).sum(1).double() for x in (reference, policy))
+    """Row by row, as floats."""
+    batch, n = enumerate_all(policy, world), len(world.prompts)
+    log_ref, log_p = (log_probs(x, batch).sum(1).double().view(n, -1) for x in (reference, policy))
     reward = kl = 0.0
-    prompts = torch.as_tensor(world.prompts)
-    for prompt in prompts:
-        rows = (batch.prompts == prompt).all(1)
-        mass = (0.5 * log_ref[rows] + 0.5 * log_p[rows]).exp()
+    for ref, now, earned in zip(log_ref, log_p, score(world, batch).view(n, -1), strict=True):
+        mass = (0.5 * ref + 0.5 * now).exp()
         p = mass / mass.sum()
-        reward += (p @ score(world, batch)[rows].double()).item() / len(prompts)
-        kl += (p @ (p.log() - log_ref[rows])).item() / len(prompts)
+        reward += (p @ earned.double()).item() / n
+        kl += (p @ (p.log() - ref)).item() / n
     return [reward, kl, reward - 2 * beta * kl]
 
 
@@ -294,9 +295,18 @@ def said(change):
 
 
 def beside(reward, kl):
-    return lambda there, here, beta: (
+    return said(lambda there, here, beta: (
         there.reward + reward, there.kl + kl, there.reward + reward - 2 * beta * (there.kl + kl)
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+def in_another_world(generator, beta=0.2):
+    return run_by_hand(generator, beta, rewarded(lambda p, r: r[:, 0] * beta))
+
+
+def from_another_start(generator, beta=0.2):
+    torch.manual_seed(generator.initial_seed())
+    return run_by_hand(generator, beta, policy=partial(Purse, spread=2.0))
 
 
 WRONG_PREDICTION = [
@@ -304,33 +314,29 @@ WRONG_PREDICTION = [
         said(lambda there, here, b: (here.reward, here.kl, here.reward - 2 * b * here.kl)),
         "this is where the run with beta ends",
     ),
-    (
-        said(lambda t, h, b: (t.reward, h.kl / 2, t.reward - b * h.kl)),
-        "the KL does not halve",
-    ),
+    (said(lambda t, h, b: (t.reward, h.kl / 2, t.reward - b * h.kl)), "the KL does not halve"),
     (said(lambda t, h, b: (t.reward, t.kl, t.reward - b * t.kl)), "this J still has the old beta"),
     (said(lambda t, h, b: (t.reward, t.kl, h.objective)), "the three contradict each other"),
     (said(lambda t, h, b: (t.objective, t.reward, t.kl)), "in another order they would be right"),
-    (said(beside(-0.3, 0.0)), "R ended higher than you said, by"),
-    (said(beside(0.4, 0.0)), "no policy earns that much at twice the beta"),
-    (said(beside(0.0, 0.25)), "KL ended lower than you said, by"),
+    (beside(-0.3, 0.0), "R ended higher than you said, by"),
+    (beside(0.4, 0.0), "no policy earns that much at twice the beta"),
+    (beside(0.0, 0.25), "KL ended lower than you said, by"),
     (said(lambda t, h, b: (t.reward, t.kl)), "the prediction is three finite numbers"),
     (said(lambda t, h, b: (t.reward, t.kl, math.nan)), "the prediction is three finite numbers"),
     (said(lambda t, h, b: None), "the prediction is None; due are three numbers"),
-    (
-        (with_options(steps=4), from_the_frontier),
-        "the run with twice the beta: at beta = 0.4 J went from",
-    ),
+    ((with_options(steps=4), from_the_frontier), "twice the beta: at beta = 0.4 J went from"),
     (
         (lambda generator, beta=0.2: run_by_hand(generator, 0.2), from_the_frontier),
         "does it train with the beta that my_run is given?",
     ),
     ((with_options(beta=0.05), from_the_frontier), "twice the beta: the brake is hardly felt"),
+    ((in_another_world, from_the_frontier), "with twice the beta R is another: a world knows"),
+    ((from_another_start, from_the_frontier), "the two runs have two references: let my_policy"),
 ]
 
 
 RIGHT = {
-    "12-world": [Change, rhythm],
+    "12-world": [Change, rhythm, debts],
     "12-run": [run_with_purse, run_with_a_table, run_by_hand],
     "12-loss": [calm_from_logits, calm_token_by_token],
     "12-prediction": [

@@ -72,9 +72,8 @@ def _colleagues(generator: Generator, k: int) -> dict:
     spaced = (2 ** torch.linspace(-2.5, 2.5, n_factors, dtype=torch.float64)).round(decimals=2)
     while True:
         factors = spaced[torch.randperm(n_factors, generator=generator)]
-        spread, shift = normal(2, g, 1, generator=generator)
-        unscaled = 0.5 + shift + normal(g, n + 3, generator=generator)
-        ahead = (3**spread * unscaled).round(decimals=2)
+        unit, skill = normal(2, g, 1, generator=generator)
+        ahead = (3**unit * (0.5 + skill + normal(g, n + 3, generator=generator))).round(decimals=2)
         if k == 2:
             ahead[1, :2] = torch.tensor([9000, -9000])
         best, second = _losses(ahead, factors).sort(dim=0)[0][:2]

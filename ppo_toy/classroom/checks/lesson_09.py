@@ -7,8 +7,6 @@ from ppo_toy.classroom.exercise import Exercise
 from ppo_toy.classroom.inputs import hide, normal, random_mask, same, sizes, uniform
 from ppo_toy.kl import kl_of_log_probs as _kl
 
-# The surrogate of the long recipe.
-
 
 def _batch(generator: Generator, k: int) -> dict:
     b, t = sizes(k, 2)
@@ -24,14 +22,13 @@ def _by_pairs(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:
     """A_i is the sum of f_i - f_j over j, divided by B - 1."""
     rows = list(zip(log_probs, ref_log_probs.detach(), rewards.tolist(), mask, strict=True))
     f = [r - beta * (n.detach().exp() / q.exp())[m].prod().log().item() for n, q, r, m in rows]
-    total = 0
-    for f_i, (n, _, _, m) in zip(f, rows, strict=True):
-        total = total + sum(f_i - f_j for f_j in f) * n[m].sum()
+    pairs = [sum(f_i - f_j for f_j in f) for f_i in f]
+    total = sum(a * n[m].sum() for a, (n, _, _, m) in zip(pairs, rows, strict=True))
     return total / (len(f) - 1) / len(f)
 
 
-def _loo(f: Tensor) -> Tensor:
-    return f - (f.sum(0) - f) / (len(f) - 1)
+def _loo(f: Tensor, own: int = 1) -> Tensor:
+    return f - (f.sum(0) - f) / (len(f) - own)
 
 
 def _to_go(n, q, r, m, b):
@@ -44,13 +41,9 @@ def _in_the_loss(n, q, r, m, b):
     return (_loo(r).detach() * hide(n, m).sum(1) - b * hide(n - q, m).sum(1)).mean()
 
 
-def _form_b(
-    a=_loo, fix=Tensor.detach, hide=hide, last=hide, end=torch.mean, price=same, less=torch.sub,
-):  # fmt: skip
-    """The surrogate with something else in the place of some of it."""
-
-    def answer(n, q, r, m, b):
-        advantage = a(r - price(b) * hide(less(n, q), m).sum(1))
+def _form_b(a=_loo, fix=Tensor.detach, hide=hide, last=hide, end=torch.mean, price=same, q=same):
+    def answer(n, ref, r, m, b):
+        advantage = a(r - price(b) * hide(n - q(ref), m).sum(1))
         return end(fix(advantage) * last(n, m).sum(1))
 
     return answer
@@ -67,11 +60,9 @@ SURROGATE = Exercise(
         "the advantages are constants: detach them": _form_b(fix=same),
         "the penalty is that of the whole response, not of the tokens from t on": _to_go,
         "the mean of the others is not subtracted": _form_b(a=same),
-        "the response itself is in the mean; only the others are":
-            _form_b(a=lambda f: f - f.mean()),
-        "the others are divided by B; divide by B - 1":
-            _form_b(a=lambda f: f - (f.sum() - f) / len(f)),
-        "the reference is missing in the penalty": _form_b(less=lambda n, q: n),
+        "the response itself is in the mean; only the others are": _form_b(lambda f: f - f.mean()),
+        "the others are divided by B; divide by B - 1": _form_b(lambda f: _loo(f, 0)),
+        "the reference is missing in the penalty": _form_b(q=torch.zeros_like),
         "padding counts in the log-ratio": _form_b(hide=same),
         "padding counts in the last sum": _form_b(last=same),
         "the penalty is missing": _form_b(price=lambda b: 0),
@@ -82,9 +73,6 @@ SURROGATE = Exercise(
         "this is k1 in the loss, and its mean gradient is 0: charge it in A": _in_the_loss,
     },
 )  # fmt: skip
-
-
-# Which step is at fault.
 
 KINDS = 6  # fault 4 has two: a KL that does not begin at 0, and one that never leaves it
 
@@ -110,40 +98,33 @@ def _logs(generator: Generator, k: int) -> dict:
     return {"betas": betas, "objective": objective, "rewards": rewards, "kl": kl}
 
 
-def _step(betas: Tensor, objective: Tensor, rewards: Tensor, kl: Tensor) -> Tensor:
-    """Run by run, in plain numbers."""
-    steps = []
-    for beta, j, r, nats in zip(
-        *(x.tolist() for x in (betas, objective, rewards, kl)), strict=True
-    ):
-        half = len(j) // 2
-        rise_j, rise_r = (sum(x[half:]) / len(x[half:]) - sum(x[:half]) / half for x in (j, r))
-        if any(abs(a - b + beta * c) > 1e-6 for a, b, c in zip(j, r, nats, strict=True)):
-            steps.append(5)
-        elif max(map(abs, nats)) <= 1e-6:
-            steps.append(4 if rise_r > 0.5 else 8)
-        else:
-            steps.append(4 if abs(nats[0]) > 1e-6 else 9 if rise_j < -0.5 else 0)
-    return torch.tensor(steps)
-
-
 def _rise(x: Tensor) -> Tensor:
     half = x.shape[1] // 2
     return x[:, half:].mean(1) - x[:, :half].mean(1)
 
 
-def _told(
-    limit=1e-6, rise=_rise, off=lambda j, r, b, kl: (j - (r - b[:, None] * kl)).abs().amax(1),
-    idle=lambda up: torch.where(up > 0.5, 4, 8), moved=4, five=5, down=9, late=False,
-):  # fmt: skip
-    """The diagnosis with something else in the place of some of it."""
+def _step(betas: Tensor, objective: Tensor, rewards: Tensor, kl: Tensor) -> Tensor:
+    """Run by run, the surest fault first."""
+    steps, rises = [], zip(_rise(objective).tolist(), _rise(rewards).tolist(), strict=True)
+    for beta, j, r, nats, (up_j, up_r) in zip(betas, objective, rewards, kl, rises, strict=True):
+        off = (j - r + beta * nats).abs().max() > 1e-6
+        still = 4 if up_r > 0.5 else 8
+        moving = 4 if nats[0].abs() > 1e-6 else 9 if up_j < -0.5 else 0
+        steps.append(5 if off else moving if nats.abs().max() > 1e-6 else still)
+    return torch.tensor(steps)
 
+
+def _told(
+    limit=1e-6, rise=_rise, price=same, look=lambda x: x.amax(1), rising=4, level=8, moved=4,
+    five=5, down=9, late=False,
+):  # fmt: skip
     def answer(b, j, r, kl):
         step = torch.where(rise(j) < -0.5, down, 0)
-        wrong = off(j, r, b, kl) > 1e-6
+        wrong = look((j - (r - price(b)[:, None] * kl)).abs()) > 1e-6
         step = torch.where(wrong & (step == 0), five, step) if late else step
         step = torch.where(kl[:, 0].abs() > limit, moved, step)
-        step = torch.where((kl.abs() <= limit).all(1), idle(rise(r)), step)
+        idle = torch.where(rise(r) > 0.5, rising, level)
+        step = torch.where((kl.abs() <= limit).all(1), idle, step)
         return step if late else torch.where(wrong, five, step)
 
     return answer
@@ -155,25 +136,17 @@ WHICH_STEP = Exercise(
     route=_step,
     mistakes={
         "rounding leaves no exact 0: compare with 1e-6": _told(limit=0),
-        "single steps mislead: compare the halves, not the first and the last":
-            _told(rise=lambda x: x[:, -1] - x[:, 0]),
-        "KL 0 throughout and R rising: the reference moves along, step 4":
-            _told(idle=lambda up: torch.full_like(up, 8).long()),
-        "KL 0 throughout and R level: nothing moves, step 8":
-            _told(idle=lambda up: torch.full_like(up, 4).long()),
+        "single steps mislead: compare halves": _told(rise=lambda x: x[:, -1] - x[:, 0]),
+        "KL 0 throughout and R rising: the reference moves along, step 4": _told(rising=8),
+        "KL 0 throughout and R level: nothing moves, step 8": _told(level=4),
         "a KL that does not begin at 0 is a fault of step 4": _told(moved=0),
-        "J is R less β times KL: look at it in every step":
-            _told(off=lambda j, r, b, kl: (j - (r - b[:, None] * kl))[:, 0].abs()),
-        "β is missing: J is R less β times KL":
-            _told(off=lambda j, r, b, kl: (j - (r - kl)).abs().amax(1)),
+        "J is R less β times KL: look at it in every step": _told(look=lambda x: x[:, 0]),
+        "β is missing: J is R less β times KL": _told(price=torch.ones_like),
         "a J that is wrongly combined can fall, too: that is step 5": _told(late=True),
         "a J that falls is a fault of step 9": _told(down=0),
         "J is not looked at: is it R less β times KL?": _told(five=0),
     },
-)  # fmt: skip
-
-
-# Two rulers.
+)
 
 
 def _listed(generator: Generator, k: int) -> dict:
@@ -199,11 +172,7 @@ def _log_z(q: Tensor, r: Tensor, b: float) -> Tensor:
     return (q + r / b).logsumexp(1)
 
 
-def _rule(
-    best=lambda q, r, b: b * _log_z(q, r, b), kl=_kl, price=same, over=Tensor.mean, gap=torch.div,
-):  # fmt: skip
-    """Both rulers with something else in the place of some of them."""
-
+def _rule(best=lambda *a: a[2] * _log_z(*a), kl=_kl, price=same, over=Tensor.mean, gap=torch.div):
     def answer(x, q, r, b):
         reward, ref, top = (x.exp() * r).sum(1), (q.exp() * r).sum(1), over(best(q, r, b))
         j, ref = over(reward - price(b) * kl(x, q)), over(ref)
