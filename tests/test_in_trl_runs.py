@@ -10,11 +10,12 @@ import torch
 from torch.testing import assert_close
 
 from ppo_toy.in_trl import __main__ as terminal
-from ppo_toy.in_trl import bridge, libraries
+from ppo_toy.in_trl import bridge, libraries, tasks, trainer
 from ppo_toy.in_trl.check import check
 from ppo_toy.in_trl.runs import Run, last_checkpoint
 from ppo_toy.in_trl.settings import Settings
 from ppo_toy.referee import Verdict
+from ppo_toy.worlds import TokenSequence
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the libraries warn of what others will change
@@ -83,6 +84,23 @@ def test_two_processes_draw_different_responses_and_step_by_their_mean_gradient(
     assert_close(torch.tensor(one["shared"]), mean, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(torch.tensor(one["own"]), mean, atol=1e-3)
     assert one["after"] == other["after"]
+
+
+@pytest.mark.parametrize("differs", ["reward", "policy"])
+def test_processes_that_begin_with_something_else_are_named(differs, monkeypatch, tmp_path):
+    world = TokenSequence.brackets()
+    task = tasks.of_world(world, terminal.reference_for(world))
+    of_reward = task.names["reward"]
+
+    def gather(mine):  # another process, which has something else in one place
+        is_model = len(mine[0]) == 64 and mine[0] != of_reward
+        odd = is_model if differs == "policy" else mine[0] == of_reward
+        return [*mine, "another" if odd else mine[0]]
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    settings = Settings(steps=1, batch_size=8, device="cpu")
+    with pytest.raises(ValueError, match=f"^{differs} is not the same in all processes"):
+        trainer.run(task, settings, tmp_path / "run")
 
 
 def test_a_batch_that_does_not_come_out_even_is_refused_with_numbers_that_would_do():

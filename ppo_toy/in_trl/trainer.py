@@ -82,7 +82,9 @@ def make_trainer(
         processing_class=task.tokenizer, train_dataset=Dataset.from_dict({"prompt": rows}),
         callbacks=list(callbacks),
     )  # fmt: skip
-    _compare(trainer)
+    models = {"policy": trainer.model, "reference": trainer.ref_model}
+    unwrap = trainer.accelerator.unwrap_model
+    _compare({name: fingerprint(unwrap(model)) for name, model in models.items()})
     return trainer
 
 
@@ -120,11 +122,12 @@ def run(
         bar: whether the first process shows a progress bar.
 
     Raises:
-        ValueError: the folder holds another run, or processes hold different models.
+        ValueError: the folder holds another run, or processes differ in what they begin with.
     """
     state = settings.processes()
     task.probe()
     record = {**task.names, **asdict(settings), "processes": state.num_processes, **versions()}
+    _compare(record)
     made = Run(folder, record, resume=resume, log=log)
     state.wait_for_everyone()  # all have seen the folder as it was
     if state.is_main_process:
@@ -138,15 +141,14 @@ def run(
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
-def _compare(trainer: Any) -> None:
-    """Raises a ValueError unless all processes begin with the same policy and reference."""
+def _compare(values: dict[str, Any]) -> None:
+    """Raises a ValueError unless all processes have the same values."""
     from accelerate.utils import gather_object
 
-    for name, model in (("policy", trainer.model), ("reference", trainer.ref_model)):
-        prints = gather_object([fingerprint(trainer.accelerator.unwrap_model(model))])
-        if len(set(prints)) > 1:
-            short = ", ".join(text[:8] for text in prints)
-            raise ValueError(f"the processes hold different {name} models: {short}")
+    for name, value in values.items():
+        if len(set(found := gather_object([str(value)]))) > 1:
+            short = ", ".join(text[:8] for text in found)
+            raise ValueError(f"{name} is not the same in all processes: {short}")
 
 
 def _diary(run: Run, settings: Settings, bar: bool) -> Any:
