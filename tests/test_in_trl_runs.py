@@ -92,12 +92,12 @@ def test_processes_that_begin_with_something_else_are_named(differs, monkeypatch
     task = tasks.of_world(world, terminal.reference_for(world))
     of_reward = task.names["reward"]
 
-    def gather(mine):  # another process, which has something else in one place
-        is_model = len(mine[0]) == 64 and mine[0] != of_reward
-        odd = is_model if differs == "policy" else mine[0] == of_reward
-        return [*mine, "another" if odd else mine[0]]
+    def of_all(mine):  # another process, which has something else in one place
+        is_model = len(mine) == 64 and mine != of_reward
+        odd = is_model if differs == "policy" else mine == of_reward
+        return [mine, "another" if odd else mine]
 
-    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    monkeypatch.setattr(trainer, "_of_all", of_all)
     settings = Settings(steps=1, batch_size=8, device="cpu")
     with pytest.raises(ValueError, match=f"^{differs} is not the same in all processes"):
         trainer.run(task, settings, tmp_path / "run")

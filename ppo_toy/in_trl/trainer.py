@@ -143,12 +143,17 @@ def run(
 
 def _compare(values: dict[str, Any]) -> None:
     """Raises a ValueError unless all processes have the same values."""
-    from accelerate.utils import gather_object
-
     for name, value in values.items():
-        if len(set(found := gather_object([str(value)]))) > 1:
+        if len(set(found := _of_all(str(value)))) > 1:
             short = ", ".join(text[:8] for text in found)
             raise ValueError(f"{name} is not the same in all processes: {short}")
+
+
+def _of_all(text: str) -> list[str]:
+    """The texts of all processes."""
+    from accelerate.utils import gather_object
+
+    return gather_object([text])
 
 
 def _diary(run: Run, settings: Settings, bar: bool) -> Any:
