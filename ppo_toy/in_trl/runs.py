@@ -2,9 +2,12 @@
 
 run.json         what the run is: task, settings, versions
 reference/       the model it began with, where that is one of ours
-log.jsonl        a line for each batch: step, J, R, KL (of the batch, per response)
+log.jsonl        a line for each batch: step, J, R, KL, KL_exact (of the batch, per response)
 checkpoint-n/    after n updates; without the file `whole` it was not finished
 policy/          what came out
+
+KL is the mean log-ratio of the responses drawn; KL_exact sums, at each state that they pass
+through, over all tokens. The means of both over many batches are the same, up to their noise.
 """
 
 import json
@@ -77,11 +80,6 @@ class Run:
         """Marks a checkpoint as whole: all of it is on the disk."""
         write_whole(self.folder / f"checkpoint-{step}" / WHOLE, "")
 
-    def append(self, **numbers: float) -> None:
-        """Adds a line to the log."""
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(numbers) + "\n")
-
     def _lines(self) -> list[str]:
         return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
 
@@ -92,6 +90,12 @@ class Run:
             return None
         except ValueError as error:
             raise ValueError(f"{self.folder / RECORD} is damaged: {error}") from None
+
+
+def append(log: Path, **numbers: float) -> None:
+    """Adds a line to a log."""
+    with log.open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(numbers) + "\n")
 
 
 def _step(line: str) -> float:
