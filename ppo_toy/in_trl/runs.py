@@ -5,6 +5,7 @@ reference/       the model it began with, where that is one of ours
 log.jsonl        a line for each batch: step, J, R, KL, KL_exact (of the batch, per response)
 checkpoint-n/    after n updates; without the file `whole` it was not finished
 policy/          what came out
+runs/            TensorBoard's, where that is installed
 
 KL is the mean log-ratio of the responses drawn; KL_exact sums, at each state that they pass
 through, over all tokens. The means of both over many batches are the same, up to their noise.
