@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ppo_toy import reviews
-from ppo_toy.tables import read_table, table_text, write_text
+from ppo_toy.tables import read_table, table_text, write_whole
 
 N_RATERS = 10
 COLUMNS = {
@@ -190,7 +190,7 @@ def asked_for(names: list[str], makers: Mapping[str, Any]) -> list[str]:
 def main(names: list[str]) -> None:
     """Makes the files of these names again; see `asked_for`."""
     for name in asked_for(names, MAKERS):
-        write_text(folder() / name, MAKERS[name]())
+        write_whole(folder() / name, MAKERS[name]())
         print(f"{folder() / name}: {N_ROWS[name]:,} rows")
 
 

@@ -13,6 +13,7 @@ model is another one.
 import copy
 import math
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 from zipfile import BadZipFile
 
@@ -28,7 +29,7 @@ from ppo_toy.pretraining import pretrain
 from ppo_toy.proximal import Surrogate
 from ppo_toy.reviews import LENGTH, PROMPTS, VOCABULARY, WORDS
 from ppo_toy.rewards import RewardModel, normalize, tabulated, train_reward_model
-from ppo_toy.tables import read_table, table_text, write_text
+from ppo_toy.tables import read_table, table_text, write_whole
 from ppo_toy.training import Schedule, train
 from ppo_toy.trajectories import sample
 from ppo_toy.worlds import ToyReviews
@@ -125,8 +126,28 @@ def read_runs() -> Tensor:
     """
     n_rows = len(BETAS) * len(SEEDS)
     command = f"{COMMAND} {RUNS}"
-    rows = read_table(folder() / RUNS, COLUMNS, _run, n_rows=n_rows, command=command)
+    rows = read_table(folder() / RUNS, COLUMNS, numbers, n_rows=n_rows, command=command)
     return torch.tensor(rows, dtype=DOUBLE)
+
+
+def ends(
+    policies: Iterable[Any], reference: TinyGPT, world: ToyReviews, beta: float
+) -> Iterator[list[str]]:
+    """Yields where each policy ended, to four decimals: J, R, KL and share, as in `read_runs`."""
+    start = exact.evaluate(reference, reference, world, beta).objective
+    best = exact.optimum(reference, world, beta).objective
+    for policy in policies:
+        end = exact.evaluate(policy, reference, world, beta)
+        share = (end.objective - start) / (best - start)
+        yield [f"{x:.4f}" for x in (*end, share)]
+
+
+def numbers(*fields: str) -> list[float]:
+    """Returns the fields of a row as numbers; a ValueError if one is not finite."""
+    found = [float(field) for field in fields]
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"{fields} are not all finite numbers")
+    return found
 
 
 def main(names: list[str]) -> None:
@@ -141,15 +162,11 @@ def _make_runs() -> None:
     world = tabulated(ToyReviews(reward=reward_model(dtype=DOUBLE)))
     rows = []
     for beta in BETAS:
-        start = exact.evaluate(reference, reference, world, beta).objective
-        best = exact.optimum(reference, world, beta).objective
-        for seed in SEEDS:
-            policy = train_policy(reference, world, beta, seed)
-            end = exact.evaluate(policy, reference, world, beta)
-            share = (end.objective - start) / (best - start)
-            rows.append([beta, seed, *(f"{x:.4f}" for x in (*end, share))])
+        policies = (train_policy(reference, world, beta, seed) for seed in SEEDS)
+        for seed, end in zip(SEEDS, ends(policies, reference, world, beta), strict=True):
+            rows.append([beta, seed, *end])
             print(*rows[-1], sep="\t")
-    write_text(folder() / RUNS, table_text(COLUMNS, rows))
+    write_whole(folder() / RUNS, table_text(COLUMNS, rows))
 
 
 MAKERS = {
@@ -200,13 +217,6 @@ def _read(name: str, model: nn.Module) -> Any:
     except (ValueError, RuntimeError, TypeError, EOFError, OSError, BadZipFile) as error:
         raise ValueError(f"{file} is damaged: {error}{hint}") from None
     return freeze(model)
-
-
-def _run(*fields: str) -> list[float]:
-    numbers = [float(field) for field in fields]
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{fields} are not all finite numbers")
-    return numbers
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tables in files: columns between tabs, a header, and an error that says where and what to do."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,15 @@ def table_text(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     return "".join("\t".join(map(str, row)) + "\n" for row in [columns, *rows])
 
 
-def write_text(file: Path, text: str) -> None:
-    """Writes a file, the same bytes on every system."""
-    file.write_text(text, encoding="utf-8", newline="\n")
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Writes all of a file or nothing; text as the same bytes on every system.
+
+    It is written beside its place and moved there when all of it is on the disk, so that whoever
+    reads the file, or finds it after a crash, finds the old content or the new.
+    """
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    with beside.open("wb") as opened:
+        opened.write(content.encode() if isinstance(content, str) else content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    beside.replace(file)

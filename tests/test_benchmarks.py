@@ -1,3 +1,4 @@
+import re
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ from ppo_toy.worlds import TokenBandit
 def test_a_line_gives_the_median_ratios_by_the_clock_and_by_cpu_time(capsys):
     # by the clock 2, 3, 10: median 3; by CPU time 6, 1, 4: median 4; 0.9 s and 0.2 s by the clock
     pairs = [((0.4, 0.6), (0.2, 0.1)), ((0.9, 0.1), (0.3, 0.1)), ((1.0, 0.4), (0.1, 0.1))]
-    timing.report("a / b", pairs)
+    assert timing.report("a / b", pairs) == (900, 200)
     assert capsys.readouterr().out == (
         "  3.00 x,   4.00 x by CPU time   a / b   (900 ms / 200.0 ms)\n"
     )
@@ -77,6 +78,39 @@ def test_a_word_chooses_the_comparison(which, monkeypatch):
         torch.set_num_threads(threads)
     name = which or "batching"
     assert done == [command.COMPARISONS[name].PACKAGES, name]
+
+
+def test_only_generate_is_told_a_device(monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(command, "need", lambda packages: None)
+    monkeypatch.setattr(command.generate, "main", lambda device="cpu": told.append(device))
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "generate", "--device", "cuda"])
+    command.main()
+    assert told == ["cuda"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "floor", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "--device goes with generate" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # the library warns of what others will change
+def test_generate_counts_tokens_a_second_and_those_that_devices_share(monkeypatch, capsys):
+    pytest.importorskip("transformers", reason='needs pip install -e ".[scale]"')
+    monkeypatch.setattr(command.generate, "PAIRS", 1)
+    command.generate.main()
+    said = capsys.readouterr().out.splitlines()
+    *_, milliseconds = re.findall(r"\((\d+) ms / ([\d.]+) ms\)", "\n".join(said))
+    rates = [int(x.replace(",", "")) for x in said[3].partition(": ")[2].split(" / ")]
+    for rate, ms in zip(rates, map(float, milliseconds), strict=True):
+        assert rate == pytest.approx(64 * 12 * 1000 / ms, rel=0.1)  # printed to a digit or two
+    assert said[-1] == "tokens drawn on cpu as on the CPU, in double precision: 768 of 768"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_without_a_gpu_cuda_is_refused_in_a_sentence():
+    with pytest.raises(SystemExit, match="torch finds no GPU here"):
+        command.generate.main("cuda")
 
 
 # The works

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from ppo_toy.in_trl import __main__ as terminal
 from ppo_toy.in_trl import bridge, libraries, tasks, trainer
 from ppo_toy.in_trl.check import check
-from ppo_toy.in_trl.runs import Run, last_checkpoint
+from ppo_toy.in_trl.runs import Run, append, last_checkpoint
 from ppo_toy.in_trl.settings import Settings
 from ppo_toy.referee import Verdict
 from ppo_toy.worlds import TokenSequence
@@ -129,7 +129,7 @@ def test_a_folder_holds_one_run(tmp_path):
     made.begin()
     Run(tmp_path, record)  # it has not done anything yet
     for step in range(1, 4):
-        made.append(step=step, J=0.1 * step)
+        append(made.log, step=step, J=0.1 * step)
     with pytest.raises(ValueError, match="holds this run already"):
         Run(tmp_path, record)
     with pytest.raises(ValueError, match=r"beta is 0\.5 there, 1\.0 here"):
@@ -140,7 +140,7 @@ def test_a_folder_holds_one_run(tmp_path):
     with made.log.open("a") as log:
         log.write('{"step": 4, "J"')  # cut off
     Run(tmp_path, record, resume=True).begin()
-    assert [row["step"] for row in made.read_log()] == [1, 2]
+    assert [json.loads(line)["step"] for line in made.log.read_text().splitlines()] == [1, 2]
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):

@@ -1,18 +1,20 @@
+import os
+
 import pytest
 
-from ppo_toy.tables import read_table, table_text, write_text
+from ppo_toy.tables import read_table, table_text, write_whole
 
 
 def written(folder, *lines):
     path = folder / "table.tsv"
-    write_text(path, "\n".join(lines))
+    write_whole(path, "\n".join(lines))
     return path
 
 
 def test_what_is_written_is_read(tmp_path):
     rows = [["a b", 1], ["β", 2]]
     path = tmp_path / "table.tsv"
-    write_text(path, table_text(["word", "n"], rows))
+    write_whole(path, table_text(["word", "n"], rows))
     assert path.read_bytes() == "word\tn\na b\t1\nβ\t2\n".encode()
     assert read_table(path, ["word", "n"], lambda word, n: [word, int(n)]) == rows
     assert read_table(path, ("word", "n"), lambda word, n: n, n_rows=2) == ["1", "2"]
@@ -44,3 +46,18 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     (tmp_path / "table.tsv").write_bytes(b"n\n\xff\n")
     with pytest.raises(ValueError, match="table.tsv is not UTF-8 text: .* to make it again"):
         read_table(tmp_path / "table.tsv", ["n"], int, command="make it")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = written(tmp_path, "n", "1")
+
+    def fails(_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="full"):
+        write_whole(path, "n\n2\n")
+    assert path.read_text(encoding="utf-8") == "n\n1"
+    monkeypatch.undo()
+    write_whole(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"

@@ -3,6 +3,7 @@
     python -m ppo_toy.benchmarks             one batch against Python loops
     python -m ppo_toy.benchmarks cartpole    our PPO against stable-baselines3's on CartPole-v1
     python -m ppo_toy.benchmarks generate    sampling from a tiny GPT against transformers' generate
+                                             (on a GPU: --device cuda)
     python -m ppo_toy.benchmarks ppo         an iteration against TRL's PPO
     python -m ppo_toy.benchmarks grpo        an iteration against TRL's GRPO
     python -m ppo_toy.benchmarks floor       an iteration against what it cannot do without

@@ -26,10 +26,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("which", nargs="?", choices=COMPARISONS, default="batching")
-    comparison = COMPARISONS[parser.parse_args().which]
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where generate computes")
+    asked = parser.parse_args()
+    comparison, where = COMPARISONS[asked.which], {"device": asked.device} if asked.device else {}
+    if where and comparison is not generate:
+        parser.error("--device goes with generate")
     need(comparison.PACKAGES)
     torch.set_num_threads(1)
-    comparison.main()
+    comparison.main(**where)
 
 
 if __name__ == "__main__":

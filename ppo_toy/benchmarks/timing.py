@@ -48,8 +48,10 @@ def seconds_of(work: Callable[[], Any], rounds: int = 1) -> Seconds:
 
 def compare(
     name: str, slow: Callable[[], Any], fast: Callable[[], Any], pairs: int = PAIRS
-) -> None:
+) -> tuple[float, float]:
     """Times the two in turn and prints how many times as fast the second is.
+
+    Returns the median milliseconds of each, by the clock.
 
     Args:
         name: of the two.
@@ -57,11 +59,13 @@ def compare(
         fast: the other.
         pairs: times that each is done; works of milliseconds need many.
     """
-    report(name, [(seconds_of(slow), seconds_of(fast)) for _ in range(pairs)])
+    return report(name, [(seconds_of(slow), seconds_of(fast)) for _ in range(pairs)])
 
 
-def report(name: str, pairs: Sequence[tuple[Seconds, Seconds]]) -> None:
+def report(name: str, pairs: Sequence[tuple[Seconds, Seconds]]) -> tuple[float, float]:
     """Prints the median ratio of the pairs, by the clock and by CPU time.
+
+    Returns the median milliseconds of each, by the clock.
 
     Args:
         name: of the two works.
@@ -75,3 +79,4 @@ def report(name: str, pairs: Sequence[tuple[Seconds, Seconds]]) -> None:
     print(
         f"{wall:6.2f} x, {cpu:6.2f} x by CPU time   {name}   ({slow_ms:.0f} ms / {fast_ms:.1f} ms)"
     )
+    return slow_ms, fast_ms

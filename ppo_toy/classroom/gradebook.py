@@ -6,19 +6,20 @@
     grades.csv                    one row a student, one column an exercise
     class.md                      for the instructor: who solved what, the faults, what was left out
 
-Each file is written beside its place and then moved there. Reports and table are made of the
+Each file is written whole or not at all. Reports and table are made of the
 results, so folders of results that were graded elsewhere can be copied together.
 """
 
 import csv
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from ppo_toy.tables import write_whole
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Gradebook:
         for exercise, xml in reports.items():
             _write(self.folder / "junit" / record.student / f"{exercise}.xml", xml)
         text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
-        _write(self.folder / "results" / record.student / f"{record.lesson}.json", text.encode())
+        _write(self.folder / "results" / record.student / f"{record.lesson}.json", text)
         self.records[record.student, record.lesson] = record
         self.publish(record.student)
 
@@ -131,10 +132,10 @@ class Gradebook:
         """Writes the table, and the reports of these students or of all."""
         for student in students or {student for student, _ in self.records}:
             mine = [record for (name, _), record in sorted(self.records.items()) if name == student]
-            _write(self.folder / "reports" / f"{student}.md", report(mine).encode())
-        _write(self.folder / "grades.csv", table(self.records.values()).encode())
+            _write(self.folder / "reports" / f"{student}.md", report(mine))
+        _write(self.folder / "grades.csv", table(self.records.values()))
         page = class_page(self.records.values(), self.left_out)
-        _write(self.folder / "class.md", page.encode())
+        _write(self.folder / "class.md", page)
 
 
 def table(records: Iterable[Record]) -> str:
@@ -219,14 +220,9 @@ def _quoted(text: str) -> str:
     return "`" + text.replace("`", "'").replace("<", "‹").replace(">", "›") + "`"
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, content)
 
 
 def _read(path: Path) -> Record:

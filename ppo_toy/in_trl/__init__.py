@@ -13,6 +13,8 @@ Nothing is downloaded unless a name of a model asks for it.
     tasks      what a run is about: model, tokenizer, prompts, reward
     settings   how it is run, and what TRL calls that
     runs       the folder of a run: its settings, its log, its checkpoints
+    diary      what is written down meanwhile
     trainer    the run
     check      the run's own trainer, with its own settings, before the referee
+    loops      our loop and TRL's beside each other, five seeds of each
 """

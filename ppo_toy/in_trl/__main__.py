@@ -26,11 +26,16 @@ examples:
   python -m ppo_toy.in_trl
   python -m ppo_toy.in_trl --world brackets --beta 0.5 --output runs/brackets --save-every 10
   torchrun --nproc-per-node 2 -m ppo_toy.in_trl
+  accelerate launch --multi_gpu --num_processes 2 -m ppo_toy.in_trl
   torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ppo_toy.in_trl
   python -m ppo_toy.in_trl --model path/or/name --reward my_rewards:politeness \\
       --prompts prompts.txt --length 64 --learning-rate 1e-6 --output runs/polite --save-every 50
   python -m ppo_toy.in_trl --check
 """
+ONE_PROCESS = (
+    "note: accelerate launch started one process; without GPUs it starts several with --multi_gpu "
+    "only, whatever --num_processes says; or use torchrun"
+)
 WORLDS = {
     "reviews": lambda: ToyReviews(reward=recipes.reward_model()),
     "brackets": TokenSequence.brackets,
@@ -123,6 +128,9 @@ def _run(arguments: argparse.Namespace) -> None:
     settings = Settings(**{f.name: getattr(arguments, f.name) for f in fields(Settings)})
     rank, n_processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     settings.share(n_processes)
+    # What accelerate sets where it launches one process only.
+    if "ACCELERATE_USE_CPU" in os.environ and "WORLD_SIZE" not in os.environ and settings.on_cpu:
+        print(ONE_PROCESS, file=sys.stderr)
     if arguments.check and n_processes > 1:
         raise ValueError("--check is for one process: call it once before, without torchrun")
     with libraries.quiet():

@@ -2,15 +2,20 @@
 
 run.json         what the run is: task, settings, versions
 reference/       the model it began with, where that is one of ours
-log.jsonl        a line for each batch: step, J, R, KL (of the batch, per response)
+log.jsonl        a line for each batch: step, J, R, KL, KL_exact (of the batch, per response)
 checkpoint-n/    after n updates; without the file `whole` it was not finished
 policy/          what came out
+runs/            TensorBoard's, where that is installed
+
+KL is the mean log-ratio of the responses drawn; KL_exact sums, at each state that they pass
+through, over all tokens. The means of both over many batches are the same, up to their noise.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from ppo_toy.tables import write_whole
 
 RECORD, LOG, WHOLE = "run.json", "log.jsonl", "whole"
 
@@ -62,11 +67,11 @@ class Run:
     def begin(self) -> None:
         """Writes the record, and cuts the log off behind the checkpoint from which it goes on."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write(self.folder / RECORD, json.dumps(self._record, indent=1) + "\n")
+        write_whole(self.folder / RECORD, json.dumps(self._record, indent=1) + "\n")
         last = self.checkpoint()
         step = int(last.name.rpartition("-")[2]) if last else 0
         kept = [line for line in self._lines() if _step(line) * self._record["epochs"] <= step]
-        self._write(self.log, "".join(f"{line}\n" for line in kept))
+        write_whole(self.log, "".join(f"{line}\n" for line in kept))
 
     def checkpoint(self) -> Path | None:
         """Returns the last checkpoint that is whole; None where there is none."""
@@ -74,16 +79,7 @@ class Run:
 
     def finish_checkpoint(self, step: int) -> None:
         """Marks a checkpoint as whole: all of it is on the disk."""
-        self._write(self.folder / f"checkpoint-{step}" / WHOLE, "")
-
-    def append(self, **numbers: float) -> None:
-        """Adds a line to the log."""
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(numbers) + "\n")
-
-    def read_log(self) -> list[dict[str, float]]:
-        """Returns the lines of the log."""
-        return [json.loads(line) for line in self._lines()]
+        write_whole(self.folder / f"checkpoint-{step}" / WHOLE, "")
 
     def _lines(self) -> list[str]:
         return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
@@ -96,15 +92,11 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{self.folder / RECORD} is damaged: {error}") from None
 
-    @staticmethod
-    def _write(file: Path, text: str) -> None:
-        """Writes all of it or nothing."""
-        part = file.with_name(f"{file.name}.part")
-        with part.open("w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(file)
+
+def append(log: Path, **numbers: float) -> None:
+    """Adds a line to a log."""
+    with log.open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(numbers) + "\n")
 
 
 def _step(line: str) -> float:

@@ -1,18 +1,14 @@
 """The run: TRL's trainer, told what to do, and what it did written down."""
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
 from ppo_toy.gpt import TinyGPT
-from ppo_toy.in_trl import bridge, tasks
+from ppo_toy.in_trl import bridge, diary, tasks
 from ppo_toy.in_trl.libraries import versions
 from ppo_toy.in_trl.runs import Run
 from ppo_toy.in_trl.settings import Settings
@@ -20,7 +16,9 @@ from ppo_toy.in_trl.tasks import Task
 from ppo_toy.policies import fingerprint
 
 
-def train_in_trl(reference: TinyGPT, world: Any, **settings: Any) -> TinyGPT:
+def train_in_trl(
+    reference: TinyGPT, world: Any, *, log: str | Path | None = None, **settings: Any
+) -> TinyGPT:
     """Returns a policy that TRL's RLOO trainer made out of the reference.
 
     RLOO takes the sampled log-ratio of the whole response from its reward, form (B) of lesson 03,
@@ -29,11 +27,14 @@ def train_in_trl(reference: TinyGPT, world: Any, **settings: Any) -> TinyGPT:
     Args:
         reference: where training starts, and what the KL is measured to.
         world: any whose tokens are words.
+        log: a file that gets a line for each batch; see `runs`.
         settings: those of `Settings`, by name.
     """
     told, task = Settings(**{"device": "cpu"} | settings), tasks.of_world(world, reference)
     with shared_folder(told) as folder:
         trainer = make_trainer(task, told, folder)
+        if log:
+            diary.keep(trainer, told, Path(log))
         trainer.train()
         return bridge.from_transformers(trainer.accelerator.unwrap_model(trainer.model))
 
@@ -133,9 +134,9 @@ def run(
     if state.is_main_process:
         made.begin()
     state.wait_for_everyone()
-    trainer = make_trainer(
-        task, settings, folder, callbacks=[_diary(made, settings, bar and state.is_main_process)]
-    )
+    trainer = make_trainer(task, settings, folder)
+    bar = bar and state.is_main_process
+    diary.keep(trainer, settings, made.log, made.finish_checkpoint, bar=bar)
     trainer.train(resume_from_checkpoint=str(last) if (last := made.checkpoint()) else None)
     trainer.save_model(str(Path(folder) / "policy"))
     return trainer.accelerator.unwrap_model(trainer.model)
@@ -154,37 +155,3 @@ def _of_all(text: str) -> list[str]:
     from accelerate.utils import gather_object
 
     return gather_object([text])
-
-
-def _diary(run: Run, settings: Settings, bar: bool) -> Any:
-    """What looks on while TRL trains: log, marks of checkpoints, a progress bar."""
-    from transformers import TrainerCallback
-
-    class Diary(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            shown = bar and sys.stderr.isatty()
-            total, done = settings.steps * settings.epochs, state.global_step
-            self.bar = tqdm(total=total, initial=done, unit="update", disable=not shown, delay=2)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.update()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.close()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "reward" not in (logs or {}) or not state.is_world_process_zero:
-                return
-            # TRL's kl is a mean over tokens; the objective's is a sum over a response.
-            kl = logs["kl"] * logs["completions/mean_length"]
-            objective = logs["reward"] - settings.beta * kl
-            step = state.global_step // settings.epochs
-            run.append(step=step, J=objective, R=logs["reward"], KL=kl)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if torch.distributed.is_initialized():
-                torch.distributed.barrier()
-            if state.is_world_process_zero:
-                run.finish_checkpoint(state.global_step)
-
-    return Diary()

@@ -238,12 +238,14 @@ def _plain(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:  # noqa: AN
 
 
 EXERCISES = [
-    OpenExercise(f"12-{name}", getattr(probe, f"of_{name}"), *others)
+    OpenExercise(f"12-{name}", *others)
     for name, *others in (
-        ("world", _judge_world, "it passes the door, and every response is listed",
+        ("world", probe.of_world, _judge_world, "it passes the door, and every response is listed",
             ("TokenBandit", "TokenSequence", "ToyReviews")),
-        ("run", _judge_run, "95 % of what there is to earn is reached", ("optimum",)),
-        ("loss", _judge_loss, "the referee finds no fault, and it is calm", ("gradient",)),
-        ("prediction", _judge_prediction, "the run with twice the beta ends where you said"),
+        ("run", probe.of_run, _judge_run, "95 % of what there is to earn is reached", ("optimum",)),
+        ("loss", probe.of_loss, _judge_loss, "the referee finds no fault, and it is calm",
+            ("gradient",)),
+        ("prediction", probe.of_prediction, _judge_prediction,
+            "the run with twice the beta ends where you said"),
     )
 ]  # fmt: skip
