@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from ppo_toy import plots
 
@@ -46,11 +46,27 @@ def test_panels_are_as_wide_as_the_column_they_are_read_in():
     plt.close(fig)
 
 
-def test_a_line_is_named_at_its_end_in_its_colour(ax):
-    ax.plot([0, 1, 2], [5, 6, 8], color="red")
-    plots.name_line("KL", ax=ax)
-    (name,) = ax.texts
-    assert (name.get_text(), tuple(name.xy), name.get_color()) == ("KL", (2, 8), "red")
+def test_a_line_is_named_at_its_end_in_the_ink_of_its_colour(ax):
+    for colour, ink in (("red", "red"), (plots.COLOURS["gold"], plots.INK["gold"])):
+        ax.plot([0, 1, 2], [5, 6, 8], color=colour)
+        plots.name_line("KL", ax=ax)
+        name = ax.texts[-1]
+        assert (name.get_text(), tuple(name.xy), name.get_color()) == ("KL", (2, 8), ink)
+
+
+@pytest.mark.parametrize("quantity", plots.INK)
+def test_ink_can_be_read_on_white_and_has_the_hue_of_its_line(quantity):
+    # WCAG 2.2: relative luminance, and the contrast of the two, which text needs at 4.5
+    ink = np.array(to_rgb(plots.INK[quantity]))
+    linear = np.where(ink <= 0.04045, ink / 12.92, ((ink + 0.055) / 1.055) ** 2.4)
+    assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) > 4.6
+    line = np.array(to_rgb(plots.COLOURS[quantity]))
+    # darker by one factor, up to rounding
+    assert np.allclose(ink, line * ink.sum() / max(line.sum(), 1e-9), atol=0.02)
+
+
+def test_each_quantity_has_an_ink():
+    assert set(plots.INK) == set(plots.COLOURS)
 
 
 def test_a_target_is_dotted_and_named_at_its_height(ax):
