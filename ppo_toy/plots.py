@@ -152,7 +152,9 @@ def distributions(
     return ax
 
 
-def histogram(values: Any, *, ax: Axes, exact: float, title: str, quantity: str = "kl") -> Axes:
+def histogram(
+    values: Any, *, ax: Axes, exact: float, title: str, quantity: str = "kl", bins: Any = 40
+) -> Axes:
     """Draws a histogram of estimates with their true value dashed.
 
     Args:
@@ -161,10 +163,11 @@ def histogram(values: Any, *, ax: Axes, exact: float, title: str, quantity: str 
         exact: the true value.
         title: over the axes.
         quantity: chooses colour and label, as in `curve`.
+        bins: how many, or their edges. Values on a lattice need bins as wide as whole steps of it.
     """
-    ax.hist(np.asarray(values), bins=40, color=COLOURS[quantity], alpha=0.7)
+    ax.hist(np.asarray(values), bins=bins, color=COLOURS[quantity], alpha=0.7)
     ax.axvline(exact, **LINES["exact"])
-    ax.set(title=title, xlabel=LABELS[quantity], yticks=[])
+    ax.set(title=title, xlabel=LABELS[quantity], ylabel="count")
     return ax
 
 

@@ -123,6 +123,13 @@ def test_a_histogram_counts_every_value_and_marks_the_true_one(ax):
     assert list(ax.lines[0].get_xdata()) == [0.25, 0.25]
 
 
+def test_a_histogram_takes_the_edges_of_its_bins_and_has_a_scale_to_read(ax):
+    plots.histogram([0.0, 0.5, 0.5, 1.0], ax=ax, exact=0.25, title="four", bins=[0, 0.4, 1])
+    assert [bar.get_height() for bar in ax.patches] == [1, 3]
+    assert ax.get_ylabel() == "count"
+    assert len(ax.get_yticks()) > 1
+
+
 def test_the_corners_and_the_centre_of_the_triangle_lie_where_they_should():
     x, y = plots.triangle_xy(np.eye(3))
     assert np.allclose(x, [0, 1, 0.5])
