@@ -80,19 +80,6 @@ def test_it_holds_no_path_of_a_machine_and_stays_small(path):
     assert len(raw) < 1_000_000
 
 
-@every_notebook
-def test_its_formulas_render_on_every_host(path):
-    for cell in read(path).cells:
-        if cell.cell_type == "markdown":
-            assert not NOT_EVERYWHERE.search(cell.source), cell.source
-            assert cell.source.count("$$") % 2 == 0
-
-
-@every_notebook
-def test_no_code_cell_is_longer_than_30_lines(path):
-    assert max(len(cell.source.splitlines()) for cell in code_cells(read(path))) <= 30
-
-
 def says(cell):
     """The calls in a cell that write into a figure."""
     for node in ast.walk(ast.parse(cell.source)):
@@ -116,6 +103,19 @@ def test_the_code_that_is_read_fits_its_column(path):
     shown = [cell for cell in cells if "hide-input" not in tags(cell)]
     wide = [line for cell in (setup, *shown) for line in cell.source.splitlines() if len(line) > 90]
     assert wide == []
+
+
+@every_notebook
+def test_its_formulas_render_on_every_host(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            assert not NOT_EVERYWHERE.search(cell.source), cell.source
+            assert cell.source.count("$$") % 2 == 0
+
+
+@every_notebook
+def test_no_code_cell_is_longer_than_30_lines(path):
+    assert max(len(cell.source.splitlines()) for cell in code_cells(read(path))) <= 30
 
 
 def test_the_first_cell_is_the_same_in_all_of_them_and_silent():
