@@ -11,20 +11,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-_STYLES = {
-    "reward": ("#009E73", (0, (5, 1))),  # the accelerator
-    "kl": ("#D55E00", "-."),  # the brake
-    "objective": ("#0072B2", "-"),
-    "beta": ("#CC79A7", (0, (1, 1))),
-    "reference": ("#7F7F7F", (0, (9, 3))),
-    "gold": ("#E69F00", (0, (6, 1, 1, 1, 1, 1))),  # what R should have been
-    "exact": ("#000000", "--"),
+_STYLES = {  # colour of lines and points, the same hue for text, line
+    "reward": ("#009E73", "#008561", (0, (5, 1))),  # the accelerator
+    "kl": ("#D55E00", "#C05500", "-."),  # the brake
+    "objective": ("#0072B2", "#0072B2", "-"),
+    "beta": ("#CC79A7", "#A16084", (0, (1, 1))),
+    "reference": ("#7F7F7F", "#757575", (0, (9, 3))),
+    "gold": ("#E69F00", "#9A6B00", (0, (6, 1, 1, 1, 1, 1))),  # what R should have been
+    "exact": ("#000000", "#000000", "--"),
 }
-COLOURS = {quantity: colour for quantity, (colour, _) in _STYLES.items()}
+COLOURS = {quantity: colour for quantity, (colour, _, _) in _STYLES.items()}
+# For text on white: dark enough to read, 4.5 to 1 (WCAG 2.2, success criterion 1.4.3).
+INK = {quantity: ink for quantity, (_, ink, _) in _STYLES.items()}
 # For `ax.plot(x, y, **LINES["kl"])`; the two thin black ones are no measurements.
 LINES = {
     quantity: {"color": colour, "ls": line, "lw": 1.0 if quantity == "exact" else 1.8}
-    for quantity, (colour, line) in _STYLES.items()
+    for quantity, (colour, _, line) in _STYLES.items()
 } | {"target": {"color": "#000000", "ls": ":", "lw": 1.4}}
 LABELS = {
     "reward": "R (reward)",
@@ -114,10 +116,12 @@ def name_level(name: str, level: float, *, ax: Axes) -> Axes:
 
 
 def name_line(name: str, *, ax: Axes) -> Axes:
-    """Writes a name at the right end of the line drawn last, in its colour."""
+    """Writes a name at the right end of the line drawn last, in the ink of its colour."""
     line = ax.lines[-1]
     end = (line.get_xdata()[-1], line.get_ydata()[-1])
-    ax.annotate(name, end, (4, 0), textcoords="offset points", va="center", color=line.get_color())
+    colour = line.get_color()
+    ink = next((INK[quantity] for quantity, c in COLOURS.items() if c == colour), colour)
+    ax.annotate(name, end, (4, 0), textcoords="offset points", va="center", color=ink)
     return ax
 
 
@@ -148,7 +152,9 @@ def distributions(
     return ax
 
 
-def histogram(values: Any, *, ax: Axes, exact: float, title: str, quantity: str = "kl") -> Axes:
+def histogram(
+    values: Any, *, ax: Axes, exact: float, title: str, quantity: str = "kl", bins: Any = 40
+) -> Axes:
     """Draws a histogram of estimates with their true value dashed.
 
     Args:
@@ -157,10 +163,11 @@ def histogram(values: Any, *, ax: Axes, exact: float, title: str, quantity: str 
         exact: the true value.
         title: over the axes.
         quantity: chooses colour and label, as in `curve`.
+        bins: how many, or their edges. Values on a lattice need bins as wide as whole steps of it.
     """
-    ax.hist(np.asarray(values), bins=40, color=COLOURS[quantity], alpha=0.7)
+    ax.hist(np.asarray(values), bins=bins, color=COLOURS[quantity], alpha=0.7)
     ax.axvline(exact, **LINES["exact"])
-    ax.set(title=title, xlabel=LABELS[quantity], yticks=[])
+    ax.set(title=title, xlabel=LABELS[quantity], ylabel="count")
     return ax
 
 

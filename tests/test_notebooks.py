@@ -1,3 +1,4 @@
+import ast
 import json
 import re
 from pathlib import Path
@@ -80,6 +81,31 @@ def test_it_holds_no_path_of_a_machine_and_stays_small(path):
     raw = path.read_text(encoding="utf-8")
     assert not re.search(r"[\"' (=]/(home|root|tmp|Users|work|usr)/", raw)
     assert len(raw) < 1_000_000
+
+
+def says(cell):
+    """The calls in a cell that write into a figure."""
+    for node in ast.walk(ast.parse(cell.source)):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in {"text", "annotate", "set_title", "set_xlabel", "set_ylabel", "write"}:
+                yield node
+
+
+@every_notebook
+def test_coloured_text_is_written_in_ink(path):
+    calls = [call for cell in code_cells(read(path)) for call in says(cell)]
+    keys = [key for call in calls for key in call.keywords if key.arg == "color"]
+    colours = [ast.unparse(key.value) for key in keys]
+    assert [c for c in colours if not re.fullmatch(r"plots\.INK\[.+\]|ink", c)] == []
+
+
+@every_notebook
+def test_the_code_that_is_read_fits_its_column(path):
+    setup, *cells = code_cells(read(path))
+    shown = [cell for cell in cells if "hide-input" not in tags(cell)]
+    wide = [line for cell in (setup, *shown) for line in cell.source.splitlines() if len(line) > 90]
+    assert wide == []
 
 
 @every_notebook

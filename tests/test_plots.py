@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from ppo_toy import plots
 
@@ -46,11 +46,27 @@ def test_panels_are_as_wide_as_the_column_they_are_read_in():
     plt.close(fig)
 
 
-def test_a_line_is_named_at_its_end_in_its_colour(ax):
-    ax.plot([0, 1, 2], [5, 6, 8], color="red")
-    plots.name_line("KL", ax=ax)
-    (name,) = ax.texts
-    assert (name.get_text(), tuple(name.xy), name.get_color()) == ("KL", (2, 8), "red")
+def test_a_line_is_named_at_its_end_in_the_ink_of_its_colour(ax):
+    for colour, ink in (("red", "red"), (plots.COLOURS["gold"], plots.INK["gold"])):
+        ax.plot([0, 1, 2], [5, 6, 8], color=colour)
+        plots.name_line("KL", ax=ax)
+        name = ax.texts[-1]
+        assert (name.get_text(), tuple(name.xy), name.get_color()) == ("KL", (2, 8), ink)
+
+
+@pytest.mark.parametrize("quantity", plots.INK)
+def test_ink_can_be_read_on_white_and_has_the_hue_of_its_line(quantity):
+    # WCAG 2.2: relative luminance, and the contrast of the two, which text needs at 4.5
+    ink = np.array(to_rgb(plots.INK[quantity]))
+    linear = np.where(ink <= 0.04045, ink / 12.92, ((ink + 0.055) / 1.055) ** 2.4)
+    assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) > 4.6
+    line = np.array(to_rgb(plots.COLOURS[quantity]))
+    # darker by one factor, up to rounding
+    assert np.allclose(ink, line * ink.sum() / max(line.sum(), 1e-9), atol=0.02)
+
+
+def test_each_quantity_has_an_ink():
+    assert set(plots.INK) == set(plots.COLOURS)
 
 
 def test_a_target_is_dotted_and_named_at_its_height(ax):
@@ -105,6 +121,13 @@ def test_a_histogram_counts_every_value_and_marks_the_true_one(ax):
     plots.histogram([0.0, 0.5, 0.5, 1.0], ax=ax, exact=0.25, title="four")
     assert sum(bar.get_height() for bar in ax.patches) == 4
     assert list(ax.lines[0].get_xdata()) == [0.25, 0.25]
+
+
+def test_a_histogram_takes_the_edges_of_its_bins_and_has_a_scale_to_read(ax):
+    plots.histogram([0.0, 0.5, 0.5, 1.0], ax=ax, exact=0.25, title="four", bins=[0, 0.4, 1])
+    assert [bar.get_height() for bar in ax.patches] == [1, 3]
+    assert ax.get_ylabel() == "count"
+    assert len(ax.get_yticks()) > 1
 
 
 def test_the_corners_and_the_centre_of_the_triangle_lie_where_they_should():
