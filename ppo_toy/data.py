@@ -179,8 +179,11 @@ def asked_for(names: list[str], makers: Mapping[str, Any]) -> list[str]:
     """Returns these names of files, or all if there are none.
 
     Raises:
-        SystemExit: a name is not one of the files.
+        SystemExit: a name is not one of the files, or help is asked for.
     """
+    if {"-h", "--help"} & set(names):
+        print("names of the files to make again, all without one:", *makers)
+        raise SystemExit
     for name in names:
         if name not in makers:
             raise SystemExit(f"{name} is not one of the files: {' '.join(makers)}")

@@ -1,12 +1,19 @@
 import contextlib
 import io
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from form import LINK
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
 @pytest.mark.parametrize("number", range(2))
@@ -36,30 +43,111 @@ def test_the_test_of_ones_own_loss_passes_and_fails_as_it_says():
     assert f"the test fails: `{' + '.join(found.faults)}`" in README
 
 
-def test_the_test_command_stands_where_ci_looks_for_it():
-    after = README.split("<!-- the test command -->\n```bash\n")
-    assert len(after) == 2
-    command = after[1].splitlines()[0]
-    assert command.startswith("python3 -m venv .venv && ")
-    assert command.endswith("python -m pytest")
+def block(mark):
+    return re.search(rf"<!-- {mark} -->\n```bash\n(.*?)```", README, re.S).group(1)
 
 
-def test_the_tree_names_every_module():
-    package = Path(__file__).parents[1] / "ppo_toy"
-    tree = README.split("```text\n")[1].split("```")[0]
-    named = set(re.findall(r"^    (\w+) ", tree, re.M))
-    paths = [path.relative_to(package) for path in package.rglob("*.py")]
-    assert named == {path.parts[0].removesuffix(".py") for path in paths} - {"__init__"}
+def test_ci_runs_the_test_command_as_it_stands():
+    read = re.search(r"^command=(.+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.M)
+    echo = f"{read.group(0)}; printf '%s\\n' \"$command\""
+    done = subprocess.run(["bash", "-ec", echo], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout.decode() == block("the test command")
+    assert block("the test command").startswith("python3 -m venv .venv && ")
+    assert block("the test command").endswith("python -m pytest\n")
 
 
-def test_in_the_tree_a_module_imports_only_from_the_lines_above_it():
-    tree = README.split("```text\n")[1].split("```")[0]
-    order = re.findall(r"^    (\w+) ", tree, re.M)
-    for k, name in enumerate(order):
-        package, used = Path(__file__).parents[1] / "ppo_toy", set()
-        for path in [package / f"{name}.py", *(package / name).glob("*.py")]:
-            source = path.read_text(encoding="utf-8") if path.exists() else ""
-            used |= set(re.findall(r"from ppo_toy\.(\w+)[\w.]* import", source)) - {name}
-            for names in re.findall(r"from ppo_toy import ([\w, ]+)", source):
-                used |= set(names.split(", ")) - {name}
-        assert used <= set(order[:k]), f"{name} uses {used - set(order[:k])}"
+def test_what_and_for_whom_and_start_stand_first():
+    start = README.splitlines().index("## Start")
+    assert "**For** learners" in "\n".join(README.splitlines()[:start])
+    assert README[: README.index("![")].count("```bash") == 3
+    assert len(README[: README.index("![")].splitlines()) <= 55
+
+
+@pytest.mark.parametrize("block", re.findall(r"```bash\n(.*?)```", README, re.S))
+def test_each_block_of_start_is_one_command_that_stops_at_the_first_failure(block):
+    *others, _ = block.splitlines()
+    assert all(line.endswith((" &&", " \\")) for line in others)
+    assert block.startswith("python3 -m venv .venv && ")
+    for file in re.findall(r"notebooks/\S+", block):
+        assert (ROOT / file).exists()
+    for extra in re.findall(r"\.\[([\w,]+)\]", block):
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        site = {"web"} if not (ROOT / "web").exists() else set()
+        assert set(extra.split(",")) <= {*known["project"]["optional-dependencies"]} | site
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_line_outside_a_table_has_more_than_100_characters(name):
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        assert len(line) <= 100 or line.startswith("|"), line
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_its_links_lead_somewhere(name):
+    for _, target in LINK.findall((ROOT / name).read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        if "://" not in target:
+            assert (ROOT / file).exists(), target
+        if anchor and "://" not in target:
+            page = (ROOT / file).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.+)$", page, re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+COMMANDS = re.findall(r"^\| `python ([^`]+)` \|", README.split("## Command lines")[1], re.M)
+
+
+def test_the_table_has_every_command_line_of_the_package():
+    given = {m for m in re.findall(r"-m ([\w.]+)", "\n".join(COMMANDS)) if m.startswith("ppo_toy")}
+    package = ROOT / "ppo_toy"
+    files = [*package.glob("*.py"), *package.glob("*/__main__.py")]
+    mains = [p for p in files if '__name__ == "__main__"' in p.read_text(encoding="utf-8")]
+    names = [p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for p in mains]
+    assert given == {name.removesuffix(".__main__") for name in names}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("-m ppo_toy")])
+def test_each_command_line_says_more_with_help(command):
+    module = command.split()[1]
+    ask = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    options = re.findall(r"--\w+", "".join(re.findall(r"`[^`]*`", row_of(command)))) or ["ppo_toy"]
+    subcommand = command.split()[2:3]
+    if subcommand:
+        assert subcommand[0] in done.stdout
+    elif options != ["ppo_toy"]:
+        assert all(option in done.stdout for option in options)
+
+
+def row_of(command):
+    return next(line for line in README.splitlines() if line.startswith(f"| `python {command}`"))
+
+
+def test_each_row_of_the_comparison_has_its_commit_and_date():
+    part = README.split("## Beside other courses")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in part.splitlines() if line.startswith("| [")]
+    notes = re.findall(r"^- (.+?) `[0-9a-f]{7}`, (20\d\d-\d\d-\d\d): .+$", part, re.M)
+    assert 4 <= len(rows) <= 6
+    assert {len(row) for row in rows} == {6}
+    for (first, *_), (name, _) in zip(rows, notes, strict=True):
+        assert name in first
+        assert "https://github.com/" in first
+
+
+def test_one_version_and_one_date_stand_in_all_three_places():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, date = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\S+)$", changes, re.M)[0]
+    assert version == project["version"] == cited["version"]
+    assert date == str(cited["date-released"])
+    assert cited["license"] == project["license"]
+
+
+def test_the_citation_has_what_the_format_asks_for():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert cited["cff-version"] == "1.2.0"
+    assert cited["authors"] == [{"name": "The ppo_toy contributors"}]
+    assert README.startswith(f"# {cited['title']}\n")
