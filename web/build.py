@@ -15,7 +15,7 @@ from sphinx.cmd.build import build_main
 
 WEB = Path(__file__).resolve().parent
 ROOT = WEB.parent
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.py", "solutions")
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.py", "*.toml", "solutions", "work")
 NO_PAGES = shutil.ignore_patterns("static", "templates", "words", "*.py", "__pycache__")
 
 

@@ -19,11 +19,12 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
+    "sphinx_codeautolink",
+    "landing",
     "lessons",
     "reference",
 ]
 exclude_patterns = ["**/conftest.py"]
-suppress_warnings = ["toc.empty_glob"]  # a language that nobody has written yet
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -32,6 +33,8 @@ myst_heading_anchors = 3
 mathjax_path = "mathjax/tex-chtml.js"
 mathjax3_config = {"options": {"enableMenu": False}}
 
+codeautolink_concat_default = True  # the cells of a lesson are one program
+codeautolink_autodoc_inject = False
 default_role = "py:obj"
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
@@ -42,12 +45,15 @@ html_theme = "sphinx_book_theme"
 html_static_path = ["static"]
 templates_path = ["templates"]
 html_css_files = ["course.css"]
+html_js_files = ["course.js"]
 html_favicon = "static/favicon.svg"
 html_copy_source = True
 html_show_sphinx = False
 html_last_updated_fmt = None
 html_theme_options = {
     "home_page_in_toc": True,
+    "navbar_persistent": [],
+    "article_header_end": ["languages.html", "article-header-buttons.html"],
     "use_download_button": False,  # stands at the top of each lesson
     "search_bar_text": "Search",
     "show_toc_level": 2,

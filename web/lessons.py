@@ -16,6 +16,7 @@ WEB = Path(__file__).resolve().parent
 sys.path.insert(1, str(WEB.parent / "tests"))
 
 from form import Cell  # noqa: E402  the kinds of cells, known by their content
+from landing import language_of  # noqa: E402
 
 
 @cache
@@ -24,12 +25,6 @@ def words(language: str) -> dict:
     path = WEB / "words" / f"{language}.toml"
     path = path if path.exists() else WEB / "words" / "en.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
-
-
-def language_of(docname: str) -> str:
-    """A folder of notebooks/ with two letters is an edition in that language."""
-    folders = docname.split("/")[1:-1]
-    return folders[0] if folders and len(folders[0]) == 2 else "en"
 
 
 def colab(repository: str, page: str) -> str | None:
@@ -90,6 +85,14 @@ def _exercises(cells: list[dict], source: Path, docname: str, said: dict) -> Non
         cells[-1]["source"] = "".join(cells[-1]["source"]) + end
 
 
+def say(app, pagename: str, template: str, context: dict, doctree) -> None:
+    """Gives the page's scripts their words."""
+    for name, word in words(language_of(pagename))["button"].items():
+        context["metatags"] = (
+            context.get("metatags", "") + f'<meta name="course:{name}" content="{word}" />'
+        )
+
+
 def copy_mathjax(app, error) -> None:
     """Puts the one file of MathJax that is used, and its fonts, beside the pages."""
     for file in importlib.metadata.files("sphinx-mathjax-offline") or ():
@@ -104,5 +107,6 @@ def setup(app) -> dict:
     """Connects everything to Sphinx."""
     app.add_config_value("repository", "", "env", str)
     app.connect("source-read", as_page)
+    app.connect("html-page-context", say)
     app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
