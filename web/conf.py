@@ -37,6 +37,7 @@ codeautolink_concat_default = True  # the cells of a lesson are one program
 codeautolink_autodoc_inject = False
 default_role = "py:obj"
 autodoc_member_order = "bysource"
+maximum_signature_line_length = 88
 napoleon_use_ivar = True
 autodoc_typehints = "none"  # shapes and units stand in the text
 autodoc_default_options = {"members": True, "show-inheritance": False}
@@ -50,6 +51,7 @@ html_favicon = "static/favicon.svg"
 html_copy_source = True
 html_show_sphinx = False
 html_last_updated_fmt = None
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "home_page_in_toc": True,
     "navbar_persistent": [],

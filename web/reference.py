@@ -75,7 +75,7 @@ def plain_blocks(app, what, name, obj, options, lines: list[str]) -> None:
         if indented and not inside and not before:
             started = next((old for old in reversed(out) if old), "")
             if not started.startswith("    "):
-                out += ["::", ""]
+                out += [".. code-block:: text", ""]
         out.append(UNPACKED.sub(r"\\*", line))
         before = line
     lines[:] = out

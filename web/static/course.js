@@ -30,7 +30,15 @@ function reachWhatScrolls() {
   }
 }
 
+// The arrows in the contents are named after what they open.
+function nameArrows() {
+  for (const arrow of document.querySelectorAll(".bd-links summary")) {
+    arrow.ariaLabel = arrow.closest("li").querySelector("a").innerText;
+  }
+}
+
 document.addEventListener("DOMContentLoaded", () => {
+  nameArrows();
   addCopyButtons();
   reachWhatScrolls();
   window.MathJax?.startup?.promise?.then(reachWhatScrolls);
