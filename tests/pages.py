@@ -39,7 +39,7 @@ FITS = """(wide) => {
     said.push(`the page scrolls sideways, ${root.scrollWidth} in ${root.clientWidth}`);
     for (const part of document.querySelectorAll('.bd-article *'))
       if (part.getBoundingClientRect().right > root.clientWidth + 1 && said.length < 4)
-        said.push(`  reaches out: ${part.tagName} ${part.className} ${part.textContent.slice(0, 40)}`);
+        said.push(`  reaches out: ${part.tagName} ${part.textContent.slice(0, 40)}`);
   }
   if (wide) for (const block of document.querySelectorAll('div.cell pre')) {
     const longest = Math.max(...block.innerText.split('\\n').map((line) => line.length));
@@ -95,14 +95,19 @@ def faults(page, url: str) -> list[str]:
     return found + accessibility(page, "dark", CONTRAST) + page.noted
 
 
-def accessibility(page, theme: str, rules: dict | None = None, spared: str = CODE) -> list[str]:
+def accessibility(
+    page, theme: str, rules: dict | None = None, spared: tuple = (CODE,)
+) -> list[str]:
     """What axe-core finds serious in a theme, each with the first element that shows it."""
     from axe_playwright_python.sync_playwright import Axe
 
+    page.add_style_tag(content="* { transition: none !important }")  # no colour half-way
     page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
     # A formula is a hundred boxes in the colour of the text around it.
     page.evaluate("document.querySelectorAll('mjx-container').forEach((one) => one.remove())")
-    answer = Axe().run(page, {"exclude": [[spared]]}, OPTIONS | (rules or {})).response
+    answer = (
+        Axe().run(page, {"exclude": [[part] for part in spared]}, OPTIONS | (rules or {})).response
+    )
     return [
         f"{theme}: {broken['id']}: {broken['help']}: {broken['nodes'][0]['html'][:160]}"
         for broken in answer["violations"]

@@ -37,8 +37,7 @@ codeautolink_concat_default = True  # the cells of a lesson are one program
 codeautolink_autodoc_inject = False
 default_role = "py:obj"
 autodoc_member_order = "bysource"
-maximum_signature_line_length = 88
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 autodoc_typehints = "none"  # shapes and units stand in the text
 autodoc_default_options = {"members": True, "show-inheritance": False}
 
