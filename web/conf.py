@@ -52,7 +52,6 @@ html_show_sphinx = False
 html_last_updated_fmt = None
 html_context = {"default_mode": "auto"}
 html_theme_options = {
-    "home_page_in_toc": True,
     "navbar_persistent": [],
     "article_header_end": ["languages.html", "article-header-buttons.html"],
     "use_download_button": False,  # stands at the top of each lesson
