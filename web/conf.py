@@ -6,6 +6,9 @@ from pathlib import Path
 
 WEB = Path(__file__).resolve().parent
 sys.path[:0] = [str(WEB), str(WEB.parent)]
+
+from landing import editions  # noqa: E402
+
 PROJECT = tomllib.loads((WEB.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = "PPO-Penalty from scratch"
@@ -24,7 +27,7 @@ extensions = [
     "lessons",
     "reference",
 ]
-exclude_patterns = ["**/conftest.py"]
+exclude_patterns = [f"notebooks/{code}" for code in editions(unfinished=True)]
 
 nb_execution_mode = "off"
 nb_merge_streams = True

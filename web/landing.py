@@ -30,11 +30,16 @@ def cards(rows: list[dict[str, str]]) -> str:
     return "\n".join([*lines, "::::"])
 
 
-def editions() -> dict[str, str]:
-    """The languages other than English, each a folder of notebooks/, and their own names."""
-    return {
-        path.parent.name: tomllib.loads(path.read_text(encoding="utf-8"))["name"]
+def editions(unfinished: bool = False) -> dict[str, str]:
+    """The other languages, each a folder of notebooks/, and their own names; or those to come."""
+    found = {
+        path.parent.name: tomllib.loads(path.read_text(encoding="utf-8"))
         for path in sorted(EDITIONS.glob("*/edition.toml"))
+    }
+    return {
+        code: about["name"]
+        for code, about in found.items()
+        if about.get("unfinished", False) == unfinished
     }
 
 
