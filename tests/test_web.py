@@ -11,13 +11,10 @@ from urllib.parse import unquote, urlsplit
 import pages
 import pytest
 
+NEEDED = "the web edition needs pip install -e '.[web]'"
 for package in ("sphinx_book_theme", "myst_nb", "sphinx_codeautolink", "playwright"):
-    pytest.importorskip(
-        package,
-        reason="the web edition needs what pip install -e '.[web]' brings",
-        exc_type=ImportError,
-    )
-bs4 = pytest.importorskip("bs4", reason="Beautiful Soup comes with the web edition's theme")
+    pytest.importorskip(package, reason=NEEDED)
+bs4 = pytest.importorskip("bs4", reason=NEEDED)
 
 ROOT = Path(__file__).parents[1]
 WEB, NOTEBOOKS = ROOT / "web", ROOT / "notebooks"
