@@ -160,6 +160,9 @@ def test_a_lesson_links_what_it_imports_to_the_packages_pages(soups):
         assert used, name
         linked = {a["href"].split("#")[0] for a in soup.select("a.sphinx-codeautolink-a")}
         assert {f"../package/{module}.html" for module in used} <= linked, name
+    # Also where a name is used, cells after the one that imports it.
+    beta = soups["notebooks/04_beta.html"]
+    assert len(beta.select('a.sphinx-codeautolink-a[title="ppo_toy.exact.optimum"]')) > 5
 
 
 @in_a_browser
