@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { budget, proxies, responses, before, gold, inside } = COURSE.budget;
+  const { budget, proxies, responses, before, gold: golden, inside } = COURSE.budget;
   const NAMES = [...d3.range(5).map((team) => `100 preferences, team ${team}`),
     "2,500 preferences (lesson 08)"];
   const furthest = proxies.map(() => 0); // how far each has been seen
@@ -25,36 +25,40 @@
         .attr("class", "pen faint");
       Control.pen(svg.append("path").attr("d", curve(path[quantity], k)), quantity);
     }
-    const turn = d3.scan(path.gold, (a, b) => b - a);
     const x = across(budget[k]);
     Control.segment(svg, [x, up(-0.5)], [x, up(path.reward[k])], "target");
-    if (furthest[chosen] > turn && turn < budget.length - 1) {
-      const [tx, ty] = [across(budget[turn]), up(path.gold[turn])];
-      Control.dot(svg, [tx, ty], "gold", true);
-      Control.write(svg, [tx, ty - 16], "gold turns", { quantity: "gold", anchor: "middle" });
-    }
-    const side = budget[k] > 7 ? { dx: -12, anchor: "end" } : { dx: 12, anchor: "start" };
-    const named = { reward: ["proxy: the promise", -8], gold: ["gold: what comes", 20] };
-    for (const [quantity, [text, dy]] of Object.entries(named)) {
-      const y = up(path[quantity][k]);
-      Control.dot(svg, [x, y], quantity);
-      Control.write(svg, [x + side.dx, y + dy], text, { quantity, anchor: side.anchor });
+    markTurn(svg, path.gold, (i) => [across(budget[i]), up(path.gold[i])]);
+    const side = x + 70 > width ? { dx: -12, anchor: "end" } : { dx: 12, anchor: "start" };
+    const named = { reward: "proxy", gold: "gold" };
+    for (const [quantity, text] of Object.entries(named)) {
+      const [y, other] = [path[quantity][k], path[quantity === "gold" ? "reward" : "gold"][k]];
+      Control.dot(svg, [x, up(y)], quantity);
+      const at = [x + side.dx, up(y) + (y > other || up(y) > height - 70 ? -12 : 22)];
+      Control.write(svg, at, text, { quantity, anchor: side.anchor });
     }
     return height;
   }
 
+  /* Where gold was highest, once it has been seen to fall from there. */
+  function markTurn(svg, path, at) {
+    const turn = d3.scan(path, (a, b) => b - a);
+    if (path[furthest[chosen]] > path[turn] - 0.01 || furthest[chosen] < turn) return;
+    const [x, y] = at(turn);
+    Control.dot(svg, [x, y], "gold", true);
+    Control.write(svg, [Math.max(x, 90), y - 16], "gold turns", { quantity: "gold", anchor: "middle" });
+  }
+
   function readout(k) {
-    const { term, sign, fixed, three } = Control;
-    const path = proxies[chosen];
+    const { fixed, three } = Control;
+    const { reward, gold, kl, beta } = proxies[chosen];
+    const of = (name, value, label, unit) =>
+      Control.term({ name, quantity: name, value, label, unit });
     return [
-      term({ name: "reward", quantity: "reward", label: "proxy promises (points)",
-             value: fixed(path.reward[k], 2) }),
-      term({ name: "gold", quantity: "gold", label: "gold delivers (points)",
-             value: fixed(path.gold[k], 2) }),
-      term({ name: "kl", quantity: "kl", label: "KL* spent (nats)", value: fixed(path.kl[k], 2) }),
-      term({ name: "beta", quantity: "beta", label: "β that spends it (points per nat)",
-             value: three(path.beta[k]) }),
-    ].join(sign("·"));
+      of("reward", fixed(reward[k], 2), "proxy promises", "points"),
+      of("gold", fixed(gold[k], 2), "gold delivers", "points"),
+      of("kl", fixed(kl[k], 2), "KL* spent", "nats"),
+      of("beta", beta[k] < 0.001 ? "< 0.001" : three(beta[k]), "its price, β", "points per nat"),
+    ].join("");
   }
 
   function below(place, k) {
@@ -62,7 +66,7 @@
     const rows = path.favourites[k].map((i, n) => [
       responses[i] + (inside[i] ? "" : ' <abbr title="outside the language">†</abbr>'),
       { before: before[i], now: path.now[k][n] },
-      Control.fixed(path.worth[i], 1), Control.fixed(gold[i], 1),
+      Control.fixed(path.worth[i], 1), Control.fixed(golden[i], 1),
     ]);
     Control.table(place, { head: ["the film:", "π*", "proxy", "gold"], rows,
       caption: "The five reviews it gives most. The mark is the reference; † is outside the " +
@@ -72,7 +76,7 @@
   Control.build("budget", {
     count: budget.length,
     start: budget.indexOf(1),
-    label: "The budget, in nats",
+    label: "Budget",
     ends: ["0.1 · stay near", "go far · 10"],
     say: (k) => `at most ${budget[k].toFixed(1)} nats`,
     describe: "Mean proxy and mean gold of the best policy over its KL budget: the proxy rises " +

@@ -15,8 +15,7 @@
     const at = (x, y) => [across(x), up(y)];
     const line = d3.line()(kl.map((x, i) => at(x, reward[i])));
     const here = at(kl[k], reward[k]);
-    Control.write(svg, at(0.25, 2.08), "no policy lies above the dashed line",
-      { quantity: "reference" });
+    Control.write(svg, at(0.6, 2.1), "no policy comes up here", { quantity: "reference" });
     Control.pen(svg.append("path").attr("d", line), "exact");
     const end = Math.min(X[1], (Y[1] - objective[k]) / beta[k]);
     Control.segment(svg, at(0, objective[k]), at(end, objective[k] + beta[k] * end), "beta");
@@ -30,22 +29,24 @@
     return height;
   }
 
+  /* Names stand clear of each other; near the axis there is no room for those of the costs. */
   function names(svg, at, k) {
-    const apart = Math.abs(at(0, reward[k])[1] - at(0, objective[k])[1]);
-    const beside = ([x, y], dx, dy) => [x + dx, y + dy];
-    Control.write(svg, beside(at(0, objective[k]), 12, 16), "J*", { quantity: "objective" });
-    if (apart > 30) {
-      Control.write(svg, beside(at(0, (reward[k] + objective[k]) / 2), 8, 4), "β KL*",
-        { quantity: "kl" });
+    const name = ([x, y], dx, dy, text, quantity = "exact") =>
+      Control.write(svg, [x + dx, y + dy], text, { quantity });
+    const [start, top] = [at(0, objective[k]), at(0, reward[k])];
+    const room = at(kl[k], 0)[0] - start[0] > 64;
+    name(start, 12, 16, "J*", "objective");
+    if (room && start[1] - top[1] > 30) {
+      name(at(0, (reward[k] + objective[k]) / 2), 8, 4, "β KL*", "kl");
     }
-    Control.write(svg, beside(at(kl[k], Y[0]), 8, -8), "KL*", { quantity: "kl" });
-    Control.write(svg, beside(at(kl[k], reward[k]), 6, 20), "π*");
+    if (room) name(at(kl[k], Y[0]), 8, -8, "KL*", "kl");
+    name(at(kl[k], reward[k]), room ? 6 : 14, room ? 20 : 5, "π*");
   }
 
   Control.build("frontier", {
     count: beta.length,
     start: beta.indexOf(0.501),
-    label: "β, the price of one nat",
+    label: "Price of a nat",
     ends: ["0.05 · light brake", "heavy brake · 10"],
     say: (k) => `β = ${Control.three(beta[k])} reward per nat`,
     describe: "The dashed frontier rises steeply from the reference and levels off at reward 2; " +

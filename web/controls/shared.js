@@ -47,8 +47,8 @@ const Control = (() => {
   function axes(svg, width, height, { x, y, xLabel, yLabel }) {
     const left = 44;
     const [top, bottom, right] = [26, 44, 12];
-    const across = d3.scaleLinear(x, [left, width - right]);
-    const up = d3.scaleLinear(y, [height - bottom, top]);
+    const across = d3.scaleLinear().domain(x).range([left, width - right]);
+    const up = d3.scaleLinear().domain(y).range([height - bottom, top]);
     const place = (to, axis) =>
       svg.append("g").attr("class", "axis").attr("transform", `translate(${to})`).call(axis);
     const minus = (v) => String(v).replace("-", "−");
@@ -62,35 +62,32 @@ const Control = (() => {
   }
 
   /* One number of the readout, with its name and unit below. */
-  const term = ({ name, quantity, value, label }) =>
-    `<span class="term" style="--c: var(--${quantity}-text)">` +
-    `<b data-name="${name}">${value}</b><small>${label}</small></span>`;
+  const term = ({ name, quantity, value, label, unit }) =>
+    `<span class="term" style="--c: var(--${quantity}-text)"><b data-name="${name}">${value}</b> ` +
+    `<small>${label} <span>${unit}</span></small></span>`;
   const sign = (text) => `<span class="sign">${text}</span>`;
 
   /* J* = R* − β KL*, in numbers. */
-  const equation = (values, k) =>
-    [
-      term({ name: "objective", quantity: "objective", label: "J* (reward)",
-             value: fixed(values.objective[k], 3) }),
-      sign("="),
-      term({ name: "reward", quantity: "reward", label: "R* (reward)",
-             value: fixed(values.reward[k], 3) }),
-      sign("−"),
-      term({ name: "beta", quantity: "beta", label: "β (reward per nat)",
-             value: three(values.beta[k]) }),
-      sign("×"),
-      term({ name: "kl", quantity: "kl", label: "KL* (nats)", value: fixed(values.kl[k], 3) }),
+  function equation({ objective, reward, beta, kl }, k) {
+    const of = (name, value, label, unit) => term({ name, quantity: name, value, label, unit });
+    return [
+      of("objective", fixed(objective[k], 3), "J*", "reward"), sign("="),
+      of("reward", fixed(reward[k], 3), "R*", "reward"), sign("−"),
+      of("beta", three(beta[k]), "β", "reward per nat"), sign("×"),
+      of("kl", fixed(kl[k], 3), "KL*", "nats"),
     ].join("");
+  }
 
   /* Rows of a table: a text, then probabilities before and now with a bar, then numbers. */
   function table(place, { head, rows, caption }) {
     const bar = ({ before, now }) =>
-      `<td class="bar"><i style="width: ${100 * now}%"></i>` +
-      `<s style="left: ${100 * before}%"></s><span>${fixed(now, 2)}</span></td>`;
+      `<td>${fixed(now, 2)}</td><td class="bar" aria-hidden="true">` +
+      `<i style="width: ${100 * now}%"></i><s style="left: ${100 * before}%"></s></td>`;
     const cell = (x) => (typeof x === "object" ? bar(x) : `<td>${x}</td>`);
     const line = ([first, ...rest]) =>
       `<tr><th scope="row">${first}</th>${rest.map(cell).join("")}</tr>`;
-    const top = head.map((x) => `<th scope="col">${x}</th>`).join("");
+    const wide = (x) => (x === "π*" ? ' colspan="2"' : "");
+    const top = head.map((x) => `<th scope="col"${wide(x)}>${x}</th>`).join("");
     place.innerHTML =
       `<table><caption>${caption}</caption><thead><tr>${top}</tr></thead>` +
       `<tbody>${rows.map(line).join("")}</tbody></table>`;

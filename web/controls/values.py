@@ -160,7 +160,9 @@ def _proxies(reference: Any, world: ToyReviews, listed: Any) -> list[Tensor]:
     trunk = RewardModel.from_policy(reference, world).trunk
     trunk.value_head = torch.nn.Identity()  # so `values` gives the features
     pairs = read_preferences()[: TEAMS * EACH]
-    sides = [_in_parts(trunk.values, pairs.prompts, y, _last) for y in (pairs.chosen, pairs.rejected)]
+    sides = [
+        _in_parts(trunk.values, pairs.prompts, y, _last) for y in (pairs.chosen, pairs.rejected)
+    ]
     away = sides[0] - sides[1]
     h = _in_parts(trunk.values, listed.prompts, listed.responses, _last)
     teams = [h @ learn(away[EACH * k : EACH * (k + 1)]) for k in range(TEAMS)]
@@ -184,8 +186,8 @@ def _path(reference: Any, world: Any, listed: Any, log_ref: Tensor, r: Tensor, g
     table = torch.zeros([len(world.vocabulary)] * 4, dtype=DOUBLE)
     table[listed.responses.unbind(dim=1)] = r
     world = replace(world, reward=lambda _, y: table[y.unbind(dim=1)])
-    known = exact.frontier(reference, world, np.geomspace(1000, 1e-3, 40))
-    for _ in range(3):  # each time nearer to the budgets
+    known = exact.frontier(reference, world, np.geomspace(1000, 1e-5, 48))
+    for _ in range(4):  # each time nearer to the budgets
         betas = np.exp(np.interp(BUDGETS, known.kl, np.log(known.beta)))
         fine = exact.frontier(reference, world, betas)
         both = [np.concatenate(pair) for pair in zip(known, fine, strict=True)]
