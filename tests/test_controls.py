@@ -1,5 +1,6 @@
 """The three controls of the page "β in the hand": their values, and what a browser shows."""
 
+import importlib
 import json
 import math
 import re
@@ -80,8 +81,8 @@ def test_between_two_settings_the_best_policy_is_worth_more_than_either_s_line(c
         between = math.sqrt(beta[k] * beta[k + 1])
         best = exact.optimum(reference, world, between).objective
         for end in (k, k + 1):
-            assert best > height[end] - kl[end] * (between - beta[end]) - 1e-6  # six digits
-        assert best < np.interp(between, beta, height) + 1e-6
+            assert best > height[end] - kl[end] * (between - beta[end]) - 2e-5  # six digits
+        assert best < np.interp(between, beta, height) + 2e-5
         assert best > height[k + 1]
 
 
@@ -92,13 +93,15 @@ def test_the_tangent_has_the_slope_beta_and_starts_at_the_height_of_the_top(cour
         np.array(given[name]) for name in ("beta", "objective", "reward", "kl")
     )
     assert np.allclose(reward - beta * kl, height, atol=2e-5)  # 10 times a KL of six digits
-    assert (np.diff(kl) < 0).all()
-    assert (np.diff(reward)[beta[1:] > 0.1] < 0).all()  # below that R* is 2 to six digits
-    slope = np.diff(reward) / np.diff(kl)
-    clear = np.diff(kl) < -1e-3  # enough digits for a slope
-    assert clear.sum() > 30
-    assert (slope > beta[:-1] * 0.99)[clear].all()
-    assert (slope < beta[1:] * 1.01)[clear].all()
+    assert (np.diff(kl) <= 0).all()
+    assert (np.diff(reward) <= 0).all()
+    assert (np.diff(kl) < 0)[beta[1:] > 0.15].all()  # below that they differ in no digit kept
+    assert (np.diff(reward) < 0)[beta[1:] > 0.15].all()
+    clear = np.diff(kl) < -1e-2  # enough digits for a slope
+    assert clear.sum() > 20
+    slope = np.diff(reward)[clear] / np.diff(kl)[clear]
+    assert (slope > beta[:-1][clear] * 0.99).all()
+    assert (slope < beta[1:][clear] * 1.01).all()
 
 
 def test_the_frontier_ends_where_only_the_two_best_responses_are_left(course):
@@ -107,14 +110,14 @@ def test_the_frontier_ends_where_only_the_two_best_responses_are_left(course):
     two = [given["responses"][i] for i in given["favourites"][0][:2]]
     assert sorted(two) == ["(())", "()()"]
     assert np.allclose(given["now"][0][:2], 1 / 2, atol=1e-3)
-    near = np.interp(-0.65, -np.array(given["beta"]), given["kl"])
+    near = np.interp(0.65, given["beta"], given["kl"])
     assert abs(near - 1) < 0.02  # "at 1 nat β is about 0.65"
 
 
 def test_the_budgets_are_spent_and_no_more(course):
     given = course["budget"]
     for path in given["proxies"]:
-        assert np.allclose(path["kl"], given["budget"], atol=0.01)
+        assert np.allclose(path["kl"], given["budget"], atol=2e-3)  # shown to two places
         assert (np.diff(path["reward"]) > 0).all()
         assert (np.diff(path["beta"]) < 0).all()
 
@@ -156,12 +159,6 @@ def test_promise_gold_and_favourites_are_those_of_the_exact_optimum(course):
         assert [given["responses"][i] for i in path["favourites"][k]] == said
 
 
-def test_an_unknown_number_of_arguments_gets_the_usage():
-    asked = subprocess.run([sys.executable, WEB / "controls" / "values.py"], capture_output=True)
-    assert asked.returncode == 1
-    assert b"OUT_DIR" in asked.stderr
-
-
 @pytest.fixture(scope="module")
 def browser():
     reason = "the browser test needs playwright and a Chromium of the distribution"
@@ -175,29 +172,35 @@ def browser():
         opened.close()
 
 
+@pytest.fixture(scope="module")
+def scripts():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(WEB)
+        return importlib.import_module("controls.values").SCRIPTS
+
+
 @pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide", "phone"])
-def page(request, browser, folder):
+def page(request, browser, folder, scripts):
     width, theme = request.param
     opened = browser.new_page(viewport={"width": width, "height": 844})
     complaints = []
     opened.on("console", lambda said: complaints.append(said.text))
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.goto(standalone(folder, theme))
+    opened.goto(standalone(folder, theme, scripts))
     yield opened
     assert complaints == []
     opened.close()
 
 
-def standalone(folder, theme):
+def standalone(folder, theme, scripts):
     """The address of a page with nothing but the controls, as `beta.md` has them."""
     text = (WEB / "beta.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```\{raw\} html\n(.*?)```", text, re.DOTALL)
-    names = ("d3.min.js", "values.js", "shared.js", "mountain.js", "frontier.js", "budget.js")
-    scripts = "".join(f'<script defer src="{name}"></script>' for name in names)
+    loaded = "".join(f'<script defer src="{name}"></script>' for name in scripts)
     head = (
         f'<!doctype html><html lang="en" data-theme="{theme}"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>controls</title>'
-        f'<link rel="stylesheet" href="controls.css">{scripts}</head>'
+        f'<link rel="stylesheet" href="controls.css">{loaded}</head>'
     )
     file = folder / f"{theme}.html"
     file.write_text(f"{head}<body>{''.join(blocks)}</body></html>", encoding="utf-8")

@@ -57,7 +57,7 @@
       of("reward", fixed(reward[k], 2), "proxy promises", "points"),
       of("gold", fixed(gold[k], 2), "gold delivers", "points"),
       of("kl", fixed(kl[k], 2), "KL* spent", "nats"),
-      of("beta", beta[k] < 0.001 ? "< 0.001" : three(beta[k]), "its price, β", "points per nat"),
+      of("beta", beta[k] < 0.001 ? "< 0.001" : three(beta[k]), "its price, β", "points / nat"),
     ].join("");
   }
 

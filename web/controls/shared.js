@@ -73,7 +73,7 @@ const Control = (() => {
     return [
       of("objective", fixed(objective[k], 3), "J*", "reward"), sign("="),
       of("reward", fixed(reward[k], 3), "R*", "reward"), sign("−"),
-      of("beta", three(beta[k]), "β", "reward per nat"), sign("×"),
+      of("beta", three(beta[k]), "β", "reward / nat"), sign("×"),
       of("kl", fixed(kl[k], 3), "KL*", "nats"),
     ].join("");
   }

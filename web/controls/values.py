@@ -187,12 +187,14 @@ def _path(reference: Any, world: Any, listed: Any, log_ref: Tensor, r: Tensor, g
     table[listed.responses.unbind(dim=1)] = r
     world = replace(world, reward=lambda _, y: table[y.unbind(dim=1)])
     known = exact.frontier(reference, world, np.geomspace(1000, 1e-5, 48))
-    for _ in range(4):  # each time nearer to the budgets
-        betas = np.exp(np.interp(BUDGETS, known.kl, np.log(known.beta)))
+    aims = [*BUDGETS, BUDGETS[-1] + 0.1]  # the last is there to lie beyond the end
+    for _ in range(3):  # each time nearer
+        betas = np.exp(np.interp(np.log(aims), *np.log((known.kl, known.beta))))
         fine = exact.frontier(reference, world, betas)
         both = [np.concatenate(pair) for pair in zip(known, fine, strict=True)]
         order = both[1].argsort(kind="stable")
         known = exact.Frontier(*(column[order] for column in both))
+    fine = exact.Frontier(*(column[: len(BUDGETS)] for column in fine))
     laws = [(log_ref + r / beta).softmax(dim=0) for beta in fine.beta]
     found = _favourites(laws, gold.new_zeros(0), most=5)
     found["gold"] = [(p @ gold).item() for p in laws]
