@@ -46,7 +46,7 @@
   Control.build("frontier", {
     count: beta.length,
     start: beta.indexOf(0.501),
-    label: "Price of a nat",
+    label: "Price",
     ends: ["0.05 · light brake", "heavy brake · 10"],
     say: (k) => `β = ${Control.three(beta[k])} reward per nat`,
     describe: "The dashed frontier rises steeply from the reference and levels off at reward 2; " +

@@ -82,7 +82,7 @@
   Control.build("mountain", {
     count: beta.length,
     start: beta.indexOf(0.501),
-    label: "Price of a nat",
+    label: "Price",
     ends: ["0.05 · light brake", "heavy brake · 10"],
     say: (k) => `β = ${Control.three(beta[k])} reward per nat`,
     describe: "Contours of J over the triangle of the three words, a dashed curve of the best " +

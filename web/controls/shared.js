@@ -103,7 +103,7 @@ const Control = (() => {
     const root = document.getElementById(id);
     root.innerHTML =
       `<div class="knob"><label for="${id}-range">${label}</label>` +
-      `<output class="setting" for="${id}-range"></output>` +
+      `<output class="setting" for="${id}-range" aria-live="off"></output>` +
       `<input type="range" id="${id}-range" min="0" max="${count - 1}" step="1" value="${start}">` +
       `<div class="ends" aria-hidden="true"><span>${ends[0]}</span><span>${ends[1]}</span></div>` +
       `</div><output class="readout" for="${id}-range" aria-live="polite"></output>` +

@@ -11,13 +11,13 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from mpld3.urls import D3_LOCAL
 from torch import Tensor
 
 from ppo_toy import exact, plots, recipes, reviews
@@ -122,7 +122,7 @@ def write(out: Path) -> None:
     (out / "values.js").write_text(f"const COURSE = {text};\n", encoding="utf-8")
     for name in (*SCRIPTS[2:], STYLES):
         shutil.copyfile(HERE / name, out / name)
-    (out / "d3.min.js").write_bytes(files("mpld3").joinpath("js", "d3.v5.min.js").read_bytes())
+    shutil.copyfile(D3_LOCAL, out / "d3.min.js")
 
 
 def styles() -> dict[str, dict[str, Any]]:
