@@ -16,7 +16,7 @@ from sphinx.cmd.build import build_main
 WEB = Path(__file__).resolve().parent
 ROOT = WEB.parent
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.py", "*.toml", "solutions", "work")
-NO_PAGES = shutil.ignore_patterns("static", "templates", "words", "*.py", "__pycache__")
+NO_PAGES = shutil.ignore_patterns("controls", "static", "templates", "words", "*.py", "__pycache__")
 
 
 def gather(source: Path) -> None:

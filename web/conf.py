@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx_codeautolink",
+    "controls.page",
     "landing",
     "lessons",
     "reference",

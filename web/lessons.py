@@ -36,11 +36,12 @@ def colab(repository: str, page: str) -> str | None:
 
 
 def as_page(app, docname: str, source: list[str]) -> None:
-    """Changes the text of a notebook, and of links to README, into what the site shows."""
+    """Changes the text of a notebook, and of links to what lies beside notebooks/, into what the site shows."""
     if not docname.startswith("notebooks/"):
         return
     up = "../" * docname.count("/")
     text = source[0].replace(f"]({up}README.md", f"]({up}index.md")
+    text = text.replace(f"]({up}web/", f"]({up}")
     if str(app.env.doc2path(docname)).endswith(".ipynb"):
         book = json.loads(text)
         said = words(language_of(docname))
@@ -58,7 +59,7 @@ def _fold(cells: list[dict], said: dict) -> None:
         kind = "setup" if cell is code[0] else "guard" if cell.guards else "drawing"
         kind = kind if cell.folded else "predicted"
         meta = cells[cell.number]["metadata"]
-        alt = meta.get("alt", said["lesson"]["no_alt"])
+        alt = meta.get("alt", "")
         shown = {"code_prompt_show": said["fold"][kind], "code_prompt_hide": said["fold"]["hide"]}
         meta["mystnb"] = shown | {"image": {"alt": alt}}
 
