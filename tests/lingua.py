@@ -9,6 +9,7 @@ from ppo_toy.editions.sheets import export, take
 
 TABLE = """
 name = "Lingua"
+glossary = "Glossaire"
 pages = ["0*.ipynb", "exercises/*.ipynb"]
 script = '[À-ÿ]'
 [[code]]

@@ -38,7 +38,8 @@ def test_links_lead_to_the_editions_pages_and_up_to_all_else(edition):
 def test_both_pages_lead_to_each_other_behind_their_titles(edition):
     there, back = (read(folder / "01.ipynb") for folder in (edition.notebooks, edition.folder))
     assert there["cells"][0]["source"].split("\n\n")[1] == "[Lingua](xx/01.ipynb)"
-    assert back["cells"][0]["source"].split("\n\n")[1] == "[English](../01.ipynb)"
+    line = "[English](../01.ipynb) · [Glossaire](glossary.md)"
+    assert back["cells"][0]["source"].split("\n\n")[1] == line
     # A page that the edition does not have is not offered.
     assert read(edition.notebooks / "exercises" / "02.ipynb")["cells"][0]["source"] == "# Two"
     change(edition.notebooks / "01.ipynb", "a", source=OPENING)

@@ -1,14 +1,17 @@
 """What a translation must keep, on a made-up edition; then all pages of all editions."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 from lingua import OPENING, RENDERED, change, fill, make
 
+from ppo_toy.editions.compare import links
 from ppo_toy.editions.edition import find_editions
 from ppo_toy.editions.faults import drawing_faults, faults
+from ppo_toy.editions.pages import read
 from ppo_toy.editions.sheets import export, take
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -80,6 +83,16 @@ def test_a_drawing_may_differ_in_words_alone(edition):
 @pytest.mark.parametrize(("edition", "page"), PAGES, ids=lambda x: getattr(x, "language", x))
 def test_a_page_of_an_edition_has_no_fault(edition, page):
     assert faults(edition, page) == []
+
+
+@pytest.mark.parametrize(("edition", "page"), PAGES, ids=lambda x: getattr(x, "language", x))
+def test_relative_links_of_a_page_lead_somewhere(edition, page):
+    path = edition.folder / page
+    due = {edition.folder / other for other in edition.pages}  # some are still to be written
+    for cell in read(path)["cells"]:
+        for target in links(cell["source"]) if cell["cell_type"] == "markdown" else ():
+            to = Path(os.path.normpath(path.parent / target.split("#")[0]))
+            assert "://" in target or to.exists() or to in due, target
 
 
 @pytest.mark.parametrize("edition", EDITIONS.values(), ids=list(EDITIONS))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = "English"
-TABLE = "edition.toml"
+TABLE, GLOSSARY = "edition.toml", "glossary.md"
 TARGET = re.compile(r"(\]\()([^)\s]+)(?=\))")
 
 
@@ -97,7 +97,7 @@ def find_editions(notebooks: Path) -> dict[str, Edition]:
 
 
 def switch(notebooks: Path, page: str, language: str | None) -> str:
-    """The paragraph of links from one page to the same page in the other languages.
+    """The links from a page to itself in other languages, and to its own language's glossary.
 
     Args:
         notebooks: the folder of the English notebooks.
@@ -109,6 +109,8 @@ def switch(notebooks: Path, page: str, language: str | None) -> str:
     for other, edition in find_editions(notebooks).items():
         if other != language and (edition.folder / page).exists():
             links.append(f"[{edition.table['name']}]({up}{other}/{page})")
+        if other == language:
+            links.append(f"[{edition.table['glossary']}]({'../' * page.count('/')}{GLOSSARY})")
     return " · ".join(links)
 
 
@@ -120,7 +122,8 @@ def with_switch(notebooks: Path, source: str, line: str) -> str:
 
 def without_switch(notebooks: Path, source: str) -> str:
     """A cell without the paragraph of links to other languages."""
-    names = [SOURCE, *(x.table["name"] for x in find_editions(notebooks).values())]
+    tables = [x.table for x in find_editions(notebooks).values()]
+    names = [SOURCE, *(x[key] for x in tables for key in ("name", "glossary"))]
     link = rf"\[(?:{'|'.join(map(re.escape, names))})\]\([^)]+\)"
     only_links = re.compile(rf"{link}(?: · {link})*")
     return "\n\n".join(x for x in source.split("\n\n") if not only_links.fullmatch(x))

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from ppo_toy.editions.compare import CODE, FORMULA, prose
-from ppo_toy.editions.edition import Edition
+from ppo_toy.editions.edition import GLOSSARY, Edition
 
-GLOSSARY = "glossary.md"
 EMPHASIS = re.compile(
     r"(?:(?<=([^*]))|^)\*{1,2}(?=[^*\s])([^*\n]*[^*\s])\*{1,2}(?!\*)(?=(.?))", re.M
 )
