@@ -33,7 +33,7 @@ FLOORS = [
         "proximal",
     },  # fmt: skip
     {"training", "actor_critic", "plots", "rules", "referee"},
-    {"__main__", "benchmarks", "recipes", "in_trl", "classroom"},
+    {"__main__", "benchmarks", "recipes", "in_trl", "classroom", "editions"},
 ]
 # On one floor, these may lean on those; the lists are read in order and hold no circle.
 SAME_FLOOR = {

@@ -57,8 +57,13 @@ def test_each_statement_of_the_source_is_taught_in_a_section_that_exists():
 
 
 def pages(pattern):
-    """Those of the course, not the copies that JupyterLab leaves beside them."""
-    return [p for p in sorted(NOTEBOOKS.rglob(pattern)) if ".ipynb_checkpoints" not in p.parts]
+    """Those of the course in English, not the copies that JupyterLab leaves beside them."""
+    editions = {table.parent for table in NOTEBOOKS.glob("*/edition.toml")}
+    return [
+        page
+        for page in sorted(NOTEBOOKS.rglob(pattern))
+        if ".ipynb_checkpoints" not in page.parts and not editions & set(page.parents)
+    ]
 
 
 @pytest.mark.parametrize("path", pages("*.ipynb"), ids=lambda path: path.stem)

@@ -60,7 +60,7 @@ def test_every_notebook_and_page_can_be_reached_from_the_readme():
     reached, new = set(), [ROOT / "README.md"]
     while new:
         page = new.pop()
-        if page not in reached and page.suffix in (".md", ".ipynb"):
+        if page not in reached and page.suffix in (".md", ".ipynb") and page.exists():
             reached.add(page)
             new += links(page)
     assert {*LESSONS, *EXERCISES, *NOTEBOOKS.glob("*.md")} <= reached

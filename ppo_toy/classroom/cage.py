@@ -69,7 +69,7 @@ def furnish(folder: Path, cases: Path, limits: Limits, token: str, *, walled: bo
     copied = folder / "course" / PACKAGE.name
     shutil.copytree(PACKAGE, copied, ignore=shutil.ignore_patterns("classroom", "__pycache__"))
     (copied / "classroom").mkdir()
-    for name in ("__init__.py", "check.py", "probe.py"):  # what a check needs; no solutions
+    for name in "__init__.py check.py language.py probe.py".split():  # of a check; no solutions
         shutil.copy(PACKAGE / "classroom" / name, copied / "classroom" / name)
     if not (PACKAGE / "datafiles").is_dir():  # a clone, where the data lie beside the package
         shutil.copytree(PACKAGE.parent / "data", folder / "course" / "data")

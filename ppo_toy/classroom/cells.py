@@ -1,6 +1,7 @@
 """A notebook that may hold anything, read as data: no notebook library sees it."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from nbval.plugin import comment_markers
 FILE_BYTES = 10 << 20
 BRACKETS = 200_000  # that open in a file; a notebook of exercises has some hundreds
 ANSWER_BYTES = 100_000
+# By which an edition in another language says so, below the import of `check`.
+LANGUAGE_LINE = re.compile(r'\n+os\.environ\["PPO_TOY_LANGUAGE"\] = "[\w-]+"\n?\Z')
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:
@@ -55,11 +58,14 @@ def find_cells(cells: Sequence[dict[str, Any]], name: str, cell_id: str) -> list
 
 
 def code(cell: dict[str, Any]) -> str:
-    """The source of a code cell; empty for any other cell, and for a source that is no text."""
+    """The source of a code cell, the same in all languages.
+
+    It is empty for any other cell, and for a source that is no text.
+    """
     source = cell.get("source") if cell.get("cell_type") == "code" else ""
     if isinstance(source, list) and all(isinstance(line, str) for line in source):
-        return "".join(source)
-    return source if isinstance(source, str) else ""
+        source = "".join(source)
+    return LANGUAGE_LINE.sub("", source) if isinstance(source, str) else ""
 
 
 def unusable(source: str) -> str | None:

@@ -12,13 +12,14 @@ import importlib
 import importlib.util
 import io
 import os
-import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ppo_toy.classroom.language import fill, told
 
 SEED = "PPO_TOY_CHECK_SEED"  # environment variable: seed of the random inputs, 0 by default
 HIDDEN = "PPO_TOY_HIDDEN_CASES"  # environment variable: the file of cases; set in the cage only
@@ -31,7 +32,7 @@ class CheckFailed(AssertionError):
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: the verdict, without the lines of the machinery."""
-        return [f"not yet  {self}"]
+        return [f"{told('not yet')}  {self}"]
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,15 @@ def check(name: str, answer: Callable[..., Any]) -> None:
         raise ValueError(f"{SEED} is {seed!r}; it must be a whole number, 0 or more")
     fault = exercise.fault(answer, exercise.cases(int(seed)))
     if fault:
-        headline, *details = f"{name}: {fault}".split("\n")
-        headline = textwrap.fill(headline, WIDTH - len("not yet  "))
+        headline, *details = told(fault).split("\n")
+        headline = fill(f"{name}: {headline}", WIDTH - len("not yet  "))
         raise CheckFailed("\n".join([headline, *details]))
     if exercise.route is None:  # an open one
-        print(f"ok  {name}: {exercise.right}")
+        print(f"ok  {name}: {told(exercise.right)}")
         return
     what = "values and gradients" if exercise.looked_at else "values"
-    print(f"ok  {name}: {what} are right on {exercise.n_cases} random cases")
+    right = f"{what} are right on {exercise.n_cases} random cases"
+    print(f"ok  {name}: {told(right)}")
 
 
 def find(name: str) -> Any:

@@ -191,7 +191,8 @@ def _where(lines: Sequence[str], right: Sequence[str], cases: Sequence[Case]) ->
         i, (yours, due) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         what, shape = label[:-1].split(" [")
         at = [int(x) for x in np.unravel_index(i, [int(n) for n in shape.split(", ") if n])]
-        told = [f"{what}{f' at {at}' if at else ''}: expected {due}, yours {yours}"]
+        place = f"{what} at {at}" if at else what
+        told = [f"{place}: expected {due}, yours {yours}"]
     k = int(re.findall(r"case (\d+)", f"{wanted} {got}")[0])
     told.append(f"case {k} was called with")
     return told + [_shown(name, x) for name, x in cases[k - 1].arguments.items()]

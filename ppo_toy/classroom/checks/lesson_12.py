@@ -106,10 +106,11 @@ def _run(rewards, weights, log_ref, log_p, beta, felt=1) -> End | str:  # noqa: 
         )
     if (share := _share(end)) >= ENOUGH:
         return end
+    why = _why(end, log_p, (log_ref + rewards / beta).log_softmax(dim=1))
     return (
         f"at beta = {beta:g} J went from {start.reward:.2f} to {reached.objective:.2f}, and "
-        f"{best.objective:.2f} can be reached: {share:.0%} of what there is to earn; "
-    ) + _why(end, log_p, (log_ref + rewards / beta).log_softmax(dim=1))
+        f"{best.objective:.2f} can be reached: {share:.0%} of what there is to earn; {why}"
+    )
 
 
 def _share(end: End) -> float:

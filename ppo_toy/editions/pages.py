@@ -1,0 +1,165 @@
+"""An edition's notebook, made of the English one: all but the text of the Markdown cells.
+
+Each translated cell says in its metadata which English text it renders: `renders` holds a hash of
+each of its paragraphs. So it is known without any history whether it is stale, and where.
+"""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppo_toy.editions.edition import Edition, switch, with_switch, without_switch
+
+MISSING, STALE, DONE = "missing", "stale", "done"
+
+
+@dataclass
+class Text:
+    """A Markdown cell in two languages; links as in English, no links to other languages.
+
+    Attributes:
+        cell: id of the cell.
+        english: its text.
+        text: the translation; empty if there is none.
+        renders: hashes of the paragraphs that the translation renders.
+        allows: what the rules would forbid, and this cell may do.
+    """
+
+    cell: str
+    english: str
+    text: str = ""
+    renders: str = ""
+    allows: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """One of MISSING, STALE and DONE."""
+        if not self.text:
+            return MISSING
+        return DONE if self.renders == paragraph_hashes(self.english) else STALE
+
+    @property
+    def changed(self) -> list[str]:
+        """The English paragraphs that the translation does not know."""
+        known = self.renders.split()
+        return [x for x in _paragraphs(self.english) if _hash(x) not in known]
+
+    @property
+    def gone(self) -> int:
+        """How many English paragraphs it renders that are there no more."""
+        return len(set(self.renders.split()) - set(paragraph_hashes(self.english).split()))
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [x.strip() for x in text.split("\n\n") if x.strip()]
+
+
+def _hash(paragraph: str) -> str:
+    return hashlib.sha256(paragraph.encode()).hexdigest()[:8]
+
+
+def paragraph_hashes(text: str) -> str:
+    """The hashes of a text's paragraphs, in order, divided by blanks."""
+    return " ".join(map(_hash, _paragraphs(text)))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A notebook as it stands in its file, with the sources of all cells as one string."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return notebook
+
+
+def write(notebook: dict[str, Any], path: Path) -> None:
+    """Writes a notebook in the form in which Jupyter writes it, if the file says anything else."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook["cells"]:
+        cell["source"] = cell["source"].splitlines(keepends=True)
+    written = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != written:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(written, encoding="utf-8")
+
+
+def texts(edition: Edition, page: str) -> list[Text]:
+    """The Markdown cells of a page, each with the translation that there is.
+
+    A translation belongs to the cell whose text it renders, wherever that stands now; else to the
+    cell with its id.
+    """
+    cells = [
+        Text(cell["id"], without_switch(edition.notebooks, cell["source"]))
+        for cell in read(edition.notebooks / page)["cells"]
+        if cell["cell_type"] == "markdown"
+    ]
+    there = _translated(edition, page)
+    by_hash = {x.renders: x for x in there.values()}
+    for cell in cells:
+        found = by_hash.get(paragraph_hashes(cell.english))
+        if found:
+            there = {k: x for k, x in there.items() if x is not found}
+            cell.text, cell.renders, cell.allows = found.text, found.renders, found.allows
+    for cell in cells:
+        if not cell.text and cell.cell in there:
+            found = there[cell.cell]
+            cell.text, cell.renders, cell.allows = found.text, found.renders, found.allows
+    return cells
+
+
+def _translated(edition: Edition, page: str) -> dict[str, Text]:
+    """The translations in a page's file, by id."""
+    path, found = edition.folder / page, {}
+    for cell in read(path)["cells"] if path.exists() else ():
+        metadata = cell["metadata"]
+        if "renders" in metadata:
+            text = edition.inward(without_switch(edition.notebooks, cell["source"]), page)
+            allows = metadata.get("allows", [])
+            found[cell["id"]] = Text(cell["id"], "", text, metadata["renders"], allows)
+    return found
+
+
+def build(edition: Edition, page: str, translations: list[Text]) -> dict[str, Any]:
+    """The edition's notebook: the English one with these translations in it.
+
+    A cell without a translation keeps the English text and renders nothing.
+    """
+    notebook = read(edition.notebooks / page)
+    by_id = {x.cell: x for x in translations}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["source"] = code(edition, cell["source"])
+            continue
+        found = by_id[cell["id"]]
+        cell["source"] = edition.outward(found.text or found.english, page)
+        if found.text:
+            cell["metadata"]["renders"] = found.renders
+        if found.text and found.allows:
+            cell["metadata"]["allows"] = found.allows
+    first = notebook["cells"][0]
+    line = switch(edition.notebooks, page, edition.language)
+    first["source"] = with_switch(edition.notebooks, first["source"], line)
+    return notebook
+
+
+def code(edition: Edition, source: str) -> str:
+    """A code cell's source in the edition: as it is, but for the lines that its table adds."""
+    return source + "".join(x["adds"] for x in edition.table["code"] if x["to"] == source)
+
+
+def refresh(edition: Edition, page: str) -> None:
+    """Makes an edition's page anew of the English one and the translations that it holds."""
+    write(build(edition, page, texts(edition, page)), edition.folder / page)
+
+
+def link_back(notebooks: Path, page: str) -> None:
+    """Puts the links to other languages on the English page, and on its solutions."""
+    line = switch(notebooks, page, None)
+    for path in (notebooks / page, notebooks / page.replace("exercises/", "solutions/")):
+        notebook = read(path)
+        first = notebook["cells"][0]
+        first["source"] = with_switch(notebooks, first["source"], line)
+        write(notebook, path)
