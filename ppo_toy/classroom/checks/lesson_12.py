@@ -239,14 +239,12 @@ def _plain(log_probs, ref_log_probs, rewards, mask, beta) -> Tensor:  # noqa: AN
 
 
 EXERCISES = [
-    OpenExercise(f"12-{name}", *others)
-    for name, *others in (
-        ("world", probe.of_world, _judge_world, "it passes the door, and every response is listed",
+    OpenExercise("12-" + ask.__name__.removeprefix("of_"), ask, *others)
+    for ask, *others in (
+        (probe.of_world, _judge_world, "it passes the door, and every response is listed",
             ("TokenBandit", "TokenSequence", "ToyReviews")),
-        ("run", probe.of_run, _judge_run, "95 % of what there is to earn is reached", ("optimum",)),
-        ("loss", probe.of_loss, _judge_loss, "the referee finds no fault, and it is calm",
-            ("gradient",)),
-        ("prediction", probe.of_prediction, _judge_prediction,
-            "the run with twice the beta ends where you said"),
+        (probe.of_run, _judge_run, "95 % of what there is to earn is reached", ("optimum",)),
+        (probe.of_loss, _judge_loss, "the referee finds no fault, and it is calm", ("gradient",)),
+        (probe.of_prediction, _judge_prediction, "the run with twice the beta ends where you said"),
     )
 ]  # fmt: skip
