@@ -32,6 +32,8 @@ def test_links_lead_to_the_editions_pages_and_up_to_all_else(edition):
     inside = "[one](../01.ipynb) [sheet](../why.md) [home](../../README.md) [x](https://a.b/c)"
     moved = "[one](../01.ipynb) [sheet](../../why.md) [home](../../../README.md) [x](https://a.b/c)"
     assert edition.outward(inside, "exercises/02.ipynb") == moved
+    (edition.notebooks / "README.md").write_text("of the notebooks, not of the course")
+    assert edition.outward(inside, "exercises/02.ipynb") == moved
     assert edition.inward(moved, "exercises/02.ipynb") == inside
 
 

@@ -74,7 +74,8 @@ class Edition:
         if "://" in target or not path:
             return target
         place = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
-        here = place in self.pages or (self.folder / place).exists()
+        inside = not place.startswith("../")  # of the folder of the notebooks
+        here = place in self.pages or (inside and (self.folder / place).exists())
         return (path if here else f"../{path}") + mark + anchor
 
     def _moved_back(self, target: str, page: str) -> str:
