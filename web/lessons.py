@@ -5,6 +5,7 @@ The notebooks stay as they are; what is read of them is changed on the way into 
 
 import importlib.metadata
 import json
+import re
 import shutil
 import sys
 import tomllib
@@ -16,7 +17,7 @@ WEB = Path(__file__).resolve().parent
 sys.path.insert(1, str(WEB.parent / "tests"))
 
 from form import Cell  # noqa: E402  the kinds of cells, known by their content
-from landing import language_of  # noqa: E402
+from landing import editions, language_of  # noqa: E402
 
 
 @cache
@@ -42,6 +43,8 @@ def as_page(app, docname: str, source: list[str]) -> None:
     up = "../" * docname.count("/")
     text = source[0].replace(f"]({up}README.md", f"]({up}index.md")
     text = text.replace(f"]({up}web/", f"]({up}")
+    for code in editions(unfinished=True):  # which have no pages
+        text = re.sub(rf"\[([^\]]+)\]\((?:\.\./)*{code}/[^)]*\)", r"\1", text)
     if str(app.env.doc2path(docname)).endswith(".ipynb"):
         book = json.loads(text)
         said = words(language_of(docname))

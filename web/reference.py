@@ -1,4 +1,4 @@
-"""The package's pages: one for each module, in the order of README's tree, from the docstrings."""
+"""The package's pages, from the docstrings: one for each module on CONTRIBUTING's floor plan."""
 
 import importlib.util
 import re
@@ -12,10 +12,10 @@ SECTION = re.compile(r"(Args|Arguments|Returns|Raises|Yields|Attributes|Examples
 
 
 def modules() -> dict[str, str]:
-    """Each module of the tree and the line that says what it is."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = readme.split("```text\n")[1].split("```")[0]
-    return dict(re.findall(r"^    (\w+) +(.+)$", tree, re.M))
+    """Each module of the floor plan, from the ground up, and the line that says what it is."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    plan = text.split("```text\n")[1].split("```")[0]
+    return dict(reversed(re.findall(r"^(?:│| ) +(\w+) +(.+)$", plan, re.M)))
 
 
 def write_pages(app) -> None:
