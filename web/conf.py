@@ -13,7 +13,8 @@ PROJECT = tomllib.loads((WEB.parent / "pyproject.toml").read_text(encoding="utf-
 
 project = "PPO-Penalty from scratch"
 html_title = project
-author = copyright = "MIT licence"
+author = "the ppo_toy contributors"
+copyright = f"{author}, under the MIT licence"
 version = release = PROJECT["version"]
 language = "en"
 

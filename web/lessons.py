@@ -37,14 +37,14 @@ def colab(repository: str, page: str) -> str | None:
 
 
 def as_page(app, docname: str, source: list[str]) -> None:
-    """Changes the text of a notebook, and of links to what lies beside notebooks/, into what the site shows."""
+    """Changes a notebook's text, and links out of notebooks/, into what the site shows."""
     if not docname.startswith("notebooks/"):
         return
     up = "../" * docname.count("/")
     text = source[0].replace(f"]({up}README.md", f"]({up}index.md")
     text = text.replace(f"]({up}web/", f"]({up}")
     for code in editions(unfinished=True):  # which have no pages
-        text = re.sub(rf"\[([^\]]+)\]\((?:\.\./)*{code}/[^)]*\)", r"\1", text)
+        text = re.sub(rf"\[([^\[\]\n]+)\]\((?:\.\./)*{code}/[^)]*\)", r"\1", text)
     if str(app.env.doc2path(docname)).endswith(".ipynb"):
         book = json.loads(text)
         said = words(language_of(docname))
