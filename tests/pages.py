@@ -28,7 +28,7 @@ TEXT = r"""() => {
   for (const math of document.querySelectorAll('.math:not(:has(mjx-container)), mjx-merror'))
     said.push(`formula not set: ${math.textContent.slice(0, 60)}`);
   for (const image of document.images) {
-    if (!image.alt || image.alt.includes('/')) said.push(`no alternative text: ${image.src}`);
+    if (!image.alt || /\.(png|svg)/.test(image.alt)) said.push(`no alternative text: ${image.src}`);
     if (!image.naturalWidth) said.push(`no image: ${image.src}`);
   }
   return said;
