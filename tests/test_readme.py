@@ -11,9 +11,21 @@ import torch
 import yaml
 from form import LINK
 
+from ppo_toy.editions.compare import prose
+from ppo_toy.editions.edition import find_editions
+
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+README = read("README.md")
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+EDITIONS = find_editions(ROOT / "notebooks")
+DUE = {x.folder / page for x in EDITIONS.values() for page in x.pages}  # some still to be written
+TRANSLATED = {path.name.split(".")[1]: path.name for path in ROOT.glob("README.*.md")}
 
 
 @pytest.mark.parametrize("number", range(2))
@@ -48,8 +60,8 @@ def block(mark):
 
 
 def test_ci_runs_the_test_command_as_it_stands():
-    read = re.search(r"^command=(.+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.M)
-    echo = f"{read.group(0)}; printf '%s\\n' \"$command\""
+    line = re.search(r"^command=(.+)$", read(".ci/run"), re.M)
+    echo = f"{line.group(0)}; printf '%s\\n' \"$command\""
     done = subprocess.run(["bash", "-ec", echo], cwd=ROOT, capture_output=True, check=True)
     assert done.stdout.decode() == block("the test command")
     assert block("the test command").startswith("python3 -m venv .venv && ")
@@ -71,25 +83,25 @@ def test_each_block_of_start_is_one_command_that_stops_at_the_first_failure(bloc
     for file in re.findall(r"notebooks/\S+", block):
         assert (ROOT / file).exists()
     for extra in re.findall(r"\.\[([\w,]+)\]", block):
-        known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        known = tomllib.loads(read("pyproject.toml"))
         site = {"web"} if not (ROOT / "web").exists() else set()
         assert set(extra.split(",")) <= {*known["project"]["optional-dependencies"]} | site
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_no_line_outside_a_table_has_more_than_100_characters(name):
-    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+    for line in read(name).splitlines():
         assert len(line) <= 100 or line.startswith("|"), line
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, *TRANSLATED.values()])
 def test_its_links_lead_somewhere(name):
-    for _, target in LINK.findall((ROOT / name).read_text(encoding="utf-8")):
+    for _, target in LINK.findall(read(name)):
         file, _, anchor = target.partition("#")
         if "://" not in target:
-            assert (ROOT / file).exists(), target
+            assert (ROOT / file).exists() or ROOT / file in DUE, target
         if anchor and "://" not in target:
-            page = (ROOT / file).read_text(encoding="utf-8")
+            page = read(file or name)
             headings = re.findall(r"^#+ (.+)$", page, re.M)
             assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
@@ -136,9 +148,9 @@ def test_each_row_of_the_comparison_has_its_commit_and_date():
 
 
 def test_one_version_and_one_date_stand_in_all_three_places():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    cited = yaml.safe_load(read("CITATION.cff"))
+    changes = read("CHANGELOG.md")
     version, date = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\S+)$", changes, re.M)[0]
     assert version == project["version"] == cited["version"]
     assert date == str(cited["date-released"])
@@ -146,8 +158,32 @@ def test_one_version_and_one_date_stand_in_all_three_places():
 
 
 def test_the_citation_has_what_the_format_asks_for():
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    cited = yaml.safe_load(read("CITATION.cff"))
     assert {"cff-version", "message", "title", "authors"} <= set(cited)
     assert cited["cff-version"] == "1.2.0"
     assert cited["authors"] == [{"name": "The ppo_toy contributors"}]
     assert README.startswith(f"# {cited['title']}\n")
+
+
+ROW = re.compile(r"^\| \[[^]]+\]\(notebooks/(\S+\.ipynb)\) \|.*? \| ([\d +]+) \|", re.M)
+BASH = re.compile(r"```bash\n(.*?)```", re.S)
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_a_readme_in_another_language_has_the_same_commands_formula_and_minutes(language):
+    page, edition = read(TRANSLATED[language]), EDITIONS[language]
+    assert BASH.findall(page)[:3] == BASH.findall(README)
+    for file in re.findall(r"notebooks/\S+", "".join(BASH.findall(page))):
+        assert (ROOT / file).exists(), file
+    assert page.count(re.search(r"^J\(θ\) .*\]", README, re.M).group(0)) == 1
+    own = {name: f"{language}/{name}" for name in edition.pages}
+    assert ROW.findall(page) == [(own.get(name, name), x) for name, x in ROW.findall(README)]
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_a_readme_in_another_language_leads_back_and_keeps_that_languages_rules(language):
+    page, table = read(TRANSLATED[language]), EDITIONS[language].table
+    assert page.split("\n\n")[1] == "[English](README.md)"
+    assert f"[{table['name']}](README.{language}.md)" in README.split("\n\n")[1]
+    for rule in table["style"]:
+        assert not re.search(rule["not"], prose(page), re.M), rule["why"]
