@@ -42,6 +42,10 @@ def coded(name, source):
     }  # fmt: skip
 
 
+def drawn(name, alt):
+    return {**coded(name, "draw()"), "metadata": {"alt": alt}}
+
+
 def save(cells, path):
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     write(notebook, path)
@@ -50,6 +54,7 @@ def save(cells, path):
 def make(folder):
     """An edition of two pages: one is translated, the other is not there."""
     cells = [markdown("a", OPENING), coded("b", "import check"), markdown("c", "Twice 2 is 4.")]
+    cells.append(drawn("f", "A line from 1 to 2."))
     save(cells, folder / "01.ipynb")
     for name in ("exercises", "solutions"):
         save([markdown("d", "# Two")], folder / name / "02.ipynb")
@@ -57,7 +62,7 @@ def make(folder):
     (folder / "xx" / "edition.toml").write_text(TABLE, encoding="utf-8")
     (folder / "xx" / "glossary.md").write_text(GLOSSARY, encoding="utf-8")
     made = Edition(folder, "xx")
-    fill(made, a=RENDERED, c="Deux fois 2 égale 4.")
+    fill(made, a=RENDERED, c="Deux fois 2 égale 4.", f="Une ligne tirée de 1 à 2.")
     assert main(["xx", "--notebooks", str(folder)]) == 0
     return made
 

@@ -18,10 +18,21 @@ def edition(tmp_path):
 
 def test_a_page_has_the_english_code_and_outputs_and_the_translators_text(edition):
     cells = read(edition.folder / "01.ipynb")["cells"]
-    assert [cell["id"] for cell in cells] == ["a", "b", "c"]
+    assert [cell["id"] for cell in cells] == ["a", "b", "c", "f"]
     assert cells[1] == coded("b", "import check\nspeak()")
     assert cells[2]["source"] == "Deux fois 2 égale 4."
     assert faults(edition, "01.ipynb") == []
+
+
+def test_what_is_said_of_a_figure_is_a_text_like_any_other(edition):
+    cell = read(edition.folder / "01.ipynb")["cells"][3]
+    assert (cell["source"], cell["metadata"]["alt"]) == ("draw()", "Une ligne tirée de 1 à 2.")
+    change(edition.notebooks / "01.ipynb", "f", metadata={"alt": "A line from 1 to 3."})
+    assert faults(edition, "01.ipynb") == ["f: stale", "f: number: lost 3; new 2"]
+    fill(edition, f="Une ligne tirée de 1 à 3.")
+    assert faults(edition, "01.ipynb") == []
+    change(edition.folder / "01.ipynb", "f", metadata={"alt": "A line from 1 to 3."})
+    assert faults(edition, "01.ipynb") == ["f: missing"]
 
 
 def test_links_lead_to_the_editions_pages_and_up_to_all_else(edition):
@@ -100,7 +111,7 @@ def test_a_moved_cell_takes_its_translation_along(edition):
     write(notebook, edition.notebooks / "01.ipynb")
     refresh(edition, "01.ipynb")
     cells = read(edition.folder / "01.ipynb")["cells"]
-    assert [cell["id"] for cell in cells] == ["a", "c", "b", "e"]
+    assert [cell["id"] for cell in cells] == ["a", "c", "b", "e", "f"]
     assert cells[3]["source"] == "Deux fois 2 égale 4."
     assert state(edition, "c") == "missing"
 

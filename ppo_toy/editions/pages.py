@@ -1,4 +1,5 @@
-"""An edition's notebook, made of the English one: all but the text of the Markdown cells.
+"""An edition's notebook, made of the English one: all but the text of the Markdown cells, and what
+is said of figures, the `alt` in the metadata of code cells.
 
 Each translated cell says in its metadata which English text it renders: `renders` holds a hash of
 each of its paragraphs. So it is known without any history whether it is stale, and where.
@@ -18,7 +19,7 @@ MISSING, STALE, DONE = "missing", "stale", "done"
 
 @dataclass
 class Text:
-    """A Markdown cell in two languages; links as in English, no links to other languages.
+    """A cell's text in two languages; links as in English, no links to other languages.
 
     Attributes:
         cell: id of the cell.
@@ -86,16 +87,13 @@ def write(notebook: dict[str, Any], path: Path) -> None:
 
 
 def texts(edition: Edition, page: str) -> list[Text]:
-    """The Markdown cells of a page, each with the translation that there is.
+    """The texts of a page, each with the translation that there is.
 
     A translation belongs to the cell whose text it renders, wherever that stands now; else to the
     cell with its id.
     """
-    cells = [
-        Text(cell["id"], without_switch(edition.notebooks, cell["source"]))
-        for cell in read(edition.notebooks / page)["cells"]
-        if cell["cell_type"] == "markdown"
-    ]
+    english = {x["id"]: _text_of(edition, x) for x in read(edition.notebooks / page)["cells"]}
+    cells = [Text(name, text) for name, text in english.items() if text]
     there = _translated(edition, page)
     by_hash = {x.renders: x for x in there.values()}
     for cell in cells:
@@ -110,13 +108,20 @@ def texts(edition: Edition, page: str) -> list[Text]:
     return cells
 
 
+def _text_of(edition: Edition, cell: dict[str, Any]) -> str:
+    """What of a cell is translated; "" if nothing is."""
+    if cell["cell_type"] == "code":
+        return cell["metadata"].get("alt", "")
+    return without_switch(edition.notebooks, cell["source"])
+
+
 def _translated(edition: Edition, page: str) -> dict[str, Text]:
     """The translations in a page's file, by id."""
     path, found = edition.folder / page, {}
     for cell in read(path)["cells"] if path.exists() else ():
         metadata = cell["metadata"]
         if "renders" in metadata:
-            text = edition.inward(without_switch(edition.notebooks, cell["source"]), page)
+            text = edition.inward(_text_of(edition, cell), page)
             allows = metadata.get("allows", [])
             found[cell["id"]] = Text(cell["id"], "", text, metadata["renders"], allows)
     return found
@@ -130,15 +135,16 @@ def build(edition: Edition, page: str, translations: list[Text]) -> dict[str, An
     notebook = read(edition.notebooks / page)
     by_id = {x.cell: x for x in translations}
     for cell in notebook["cells"]:
+        found = by_id.get(cell["id"])
         if cell["cell_type"] == "code":
             cell["source"] = code(edition, cell["source"])
-            continue
-        found = by_id[cell["id"]]
-        cell["source"] = edition.outward(found.text or found.english, page)
-        if found.text:
+            if found and found.text:
+                cell["metadata"]["alt"] = found.text
+        else:
+            cell["source"] = edition.outward(found.text or found.english, page)
+        if found and found.text:
             cell["metadata"]["renders"] = found.renders
-        if found.text and found.allows:
-            cell["metadata"]["allows"] = found.allows
+            cell["metadata"] |= {"allows": found.allows} if found.allows else {}
     first = notebook["cells"][0]
     line = switch(edition.notebooks, page, edition.language)
     first["source"] = with_switch(edition.notebooks, first["source"], line)

@@ -5,6 +5,7 @@
     %%% zh                     below it the translation: the only part that is to be edited
     %%% allows KL-term, ...    what this cell may do though a rule forbids it (optional)
     %%% 04-07 code             a code cell with what it prints, to be read only
+    %%% 04-07 missing          what is said of its figure, like a Markdown cell
 
 To say that a stale translation is right as it stands, write `done` in the place of `stale`.
 """
@@ -44,7 +45,7 @@ def export(edition: Edition, page: str) -> Path:
             printed = "".join("".join(out.get("text", "")) for out in cell["outputs"])
             shown = [f"{MARK}{cell['id']} code", cell["source"], *(["->", printed] * bool(printed))]
             parts.append("\n".join(shown))
-        elif cell["cell_type"] != "code":
+        if cell["id"] in by_id:
             parts.append(_block(edition, by_id[cell["id"]]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -62,7 +63,7 @@ def _block(edition: Edition, cell: Text) -> str:
 
 
 def parse(edition: Edition, path: Path) -> list[Text]:
-    """The Markdown cells of a sheet; a state that was set to `done` counts as such.
+    """The texts of a sheet; a state that was set to `done` counts as such.
 
     Raises:
         ValueError: a cell has no place for its translation.
@@ -109,7 +110,7 @@ def take(edition: Edition, path: Path) -> str:
     cells = {x.cell: x for x in texts(edition, page)}
     for new in parse(edition, path):
         if new.cell not in cells:
-            raise ValueError(f"{path}: {page} has no Markdown cell {new.cell}")
+            raise ValueError(f"{path}: {page} has no text in a cell {new.cell}")
         cell = cells[new.cell]
         if new.text != cell.text or new.renders:
             cell.renders = paragraph_hashes(new.english)
