@@ -1,6 +1,6 @@
-"""An edition's notebook, made of the English one: all but the text of the Markdown cells, and what
-is said of figures, the `alt` in the metadata of code cells.
+"""An edition's notebook, made of the English one: all but its texts.
 
+These are the Markdown cells, and what is said of figures, the `alt` in the metadata of code cells.
 Each translated cell says in its metadata which English text it renders: `renders` holds a hash of
 each of its paragraphs. So it is known without any history whether it is stale, and where.
 """
