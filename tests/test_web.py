@@ -18,6 +18,12 @@ bs4 = pytest.importorskip("bs4", reason=NEEDED)
 
 ROOT = Path(__file__).parents[1]
 WEB, NOTEBOOKS = ROOT / "web", ROOT / "notebooks"
+# One test for each notebook, so that pytest-xdist takes this file for a long one and begins early.
+NAMES = sorted(
+    path.relative_to(ROOT).with_suffix(".html").as_posix()
+    for path in NOTEBOOKS.rglob("*.ipynb")
+    if not {"solutions", ".ipynb_checkpoints"} & set(path.parts)
+)
 in_a_browser = pytest.mark.skipif(
     pages.chromium() is None, reason="no Chromium is installed: no page is opened in a browser"
 )
@@ -165,33 +171,41 @@ def test_a_lesson_links_what_it_imports_to_the_packages_pages(soups):
     assert len(beta.select('a.sphinx-codeautolink-a[title="ppo_toy.exact.optimum"]')) > 5
 
 
-@in_a_browser
-def test_every_page_in_a_browser_wide_and_narrow_light_and_dark(address, soups):
+@pytest.fixture(scope="module")
+def browser_page(address):
     with pages.opened(address) as page:
-        found = {name: pages.faults(page, address + name) for name in soups}
+        yield page
+
+
+@in_a_browser
+@pytest.mark.parametrize("name", [*NAMES, "all others"])
+def test_pages_in_a_browser_wide_and_narrow_light_and_dark(name, browser_page, address, soups):
+    names = [name] if name in NAMES else soups.keys() - set(NAMES)
+    found = {name: pages.faults(browser_page, address + name) for name in names}
     broken = [f"{name}: {fault}" for name, faults in found.items() for fault in faults]
     assert not broken, "\n".join(broken)
 
 
 @in_a_browser
-def test_the_colours_of_code_and_of_all_around_can_be_read_in_both_themes(address):
-    with pages.opened(address) as page:
-        page.goto(f"{address}notebooks/01_objective.html")
-        for theme in ("light", "dark"):
-            assert not pages.accessibility(page, theme, pages.CONTRAST, spared=())
+def test_the_colours_of_code_and_of_all_around_can_be_read_in_both_themes(browser_page, address):
+    browser_page.set_viewport_size(pages.WIDTHS["wide"])
+    browser_page.goto(f"{address}notebooks/01_objective.html")
+    for theme in ("light", "dark"):
+        assert not pages.accessibility(browser_page, theme, pages.CONTRAST, spared=())
 
 
 @in_a_browser
-def test_the_search_finds_the_theme_turns_and_code_can_be_copied(address):
-    with pages.opened(address) as page:
-        page.goto(f"{address}search.html?q=frontier")
-        page.wait_for_selector("#search-results ul.search li a")
-        page.goto(f"{address}notebooks/04_beta.html")
-        for theme in ("dark", "light"):
-            page.click(".article-header-buttons .theme-switch-button")
-            page.click(f".theme-change-button[data-mode={theme}]")
-            assert page.evaluate("document.documentElement.dataset.theme") == theme
-        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        page.click(".open-lesson button.copy")
-        copied = page.evaluate("navigator.clipboard.readText()")
-        assert copied == ".venv/bin/jupyter lab notebooks/04_beta.ipynb\n"
+def test_the_search_finds_the_theme_turns_and_code_can_be_copied(browser_page, address):
+    page = browser_page
+    page.set_viewport_size(pages.WIDTHS["wide"])
+    page.goto(f"{address}search.html?q=frontier")
+    page.wait_for_selector("#search-results ul.search li a")
+    page.goto(f"{address}notebooks/04_beta.html")
+    for theme in ("dark", "light"):
+        page.click(".article-header-buttons .theme-switch-button")
+        page.click(f".theme-change-button[data-mode={theme}]")
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click(".open-lesson button.copy")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == ".venv/bin/jupyter lab notebooks/04_beta.ipynb\n"
