@@ -13,7 +13,7 @@ from ppo_toy.classroom.release import read_solutions
 from ppo_toy.classroom.splice import Reference, take
 from ppo_toy.editions.edition import find_editions
 from ppo_toy.editions.language import breaches
-from ppo_toy.editions.pages import code
+from ppo_toy.editions.pages import code, read
 from ppo_toy.editions.templates import templates
 from ppo_toy.kl import kl_divergence
 
@@ -23,6 +23,11 @@ LANGUAGES = [path.stem for path in MESSAGES.glob("*.tsv")]
 IMPORT = "from ppo_toy.classroom.check import check"
 
 every_language = pytest.mark.parametrize("language", LANGUAGES)
+every_exercise = pytest.mark.parametrize(
+    ("edition", "page"),
+    [(x, page) for x in EDITIONS.values() for page in x.written if page.startswith("exercises/")],
+    ids=lambda x: getattr(x, "language", x),
+)
 
 
 def swapped(logits, ref_logits, beta):
@@ -109,19 +114,25 @@ def test_no_line_begins_with_a_mark_that_ends_a_clause():
     assert fill("宽" * 5 + "，" + "宽" * 2, 10) == "宽" * 5 + "，\n" + "宽" * 2
 
 
-@pytest.mark.parametrize("edition", EDITIONS.values(), ids=list(EDITIONS))
-def test_a_submission_from_an_edition_is_graded_like_any_other(edition, tmp_path):
-    path = NOTEBOOKS / "solutions" / "01_objective.ipynb"
+@every_exercise
+def test_exercises_of_an_edition_speak_its_language(edition, page):
+    sources = [x["source"] for x in read(edition.folder / page)["cells"]]
+    assert sum(f'{LANGUAGE}"] = "{edition.language}"' in source for source in sources) == 1
+
+
+@every_exercise
+def test_a_submission_from_an_edition_is_graded_like_any_other(edition, page, tmp_path):
+    path = NOTEBOOKS / page.replace("exercises", "solutions")
     notebook = read_solutions(path)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.source = code(edition, cell.source)
     assert sum(LANGUAGE in cell.source for cell in notebook.cells) == 1
-    nbformat.write(notebook, tmp_path / "01.ipynb")
-    taken = take(read_cells(tmp_path / "01.ipynb"), Reference.read(path))
-    assert taken.remarks == []
-    assert len(taken.answers) == 3
-    assert not any(taken.helpers.values())
+    nbformat.write(notebook, tmp_path / path.name)
+    reference = Reference.read(path)
+    english, translated = (take(read_cells(x), reference) for x in (path, tmp_path / path.name))
+    assert translated == english
+    assert english.remarks == []
 
 
 @pytest.mark.parametrize("edition", EDITIONS.values(), ids=list(EDITIONS))

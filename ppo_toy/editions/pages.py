@@ -152,8 +152,12 @@ def build(edition: Edition, page: str, translations: list[Text]) -> dict[str, An
 
 
 def code(edition: Edition, source: str) -> str:
-    """A code cell's source in the edition: as it is, but for the lines that its table adds."""
-    return source + "".join(x["adds"] for x in edition.table["code"] if x["to"] == source)
+    """A code cell's source in the edition: as it is, but for what its table adds to some lines.
+
+    What is added to a line stands at the end of the cell, so that a grader can take it off again.
+    """
+    lines = source.splitlines()
+    return source + "".join(x["adds"] for x in edition.table["code"] if x["to"] in lines)
 
 
 def refresh(edition: Edition, page: str) -> None:
