@@ -10,6 +10,7 @@ RULES = {"heading-order"}  # asked for beside all that axe calls serious
 CODE = "div.highlight pre"  # thousands of words in the same few colours: looked at on one page
 OPTIONS = {"resultTypes": ["violations"], "preload": False}
 CONTRAST = {"runOnly": ["color-contrast"]}
+NO_CONTRAST = {"rules": {"color-contrast": {"enabled": False}}}
 
 # Everything folded is opened, and formulas are set; then what is wrong is said, a line for each.
 READY = """async () => {
@@ -33,6 +34,12 @@ TEXT = r"""() => {
   }
   return said;
 }"""
+# What takes long to look through, and shows what other pages show: a formula is a hundred boxes in
+# the colour of the text around it, a line of code a dozen words.
+THINNED = f"""() => {{
+  document.querySelectorAll('mjx-container').forEach((formula) => formula.remove());
+  document.querySelectorAll('{CODE}').forEach((code) => {{ code.textContent = code.textContent; }});
+}}"""
 FITS = """(wide) => {
   const root = document.documentElement, said = [];
   if (root.scrollWidth > root.clientWidth) {
@@ -80,36 +87,39 @@ def _at_home(url: str, host: str, noted: list[str]) -> None:
         noted.append(f"asks the network for {url}")
 
 
-def faults(page, url: str) -> list[str]:
-    """Opens a page once and looks at it in both widths and both themes."""
+def faults(page, url: str, contrast: bool) -> list[str]:
+    """Opens a page once and looks at it in both widths and both themes; at contrast if told."""
     page.noted.clear()
     page.set_viewport_size(WIDTHS["wide"])
     page.goto(url)
     page.evaluate(READY)
     found = page.evaluate(TEXT)
-    for width in ("phone", "wide"):
+    for width, theme in (("wide", "dark"), ("phone", "light")):
+        turn(page, theme)
         page.set_viewport_size(WIDTHS[width])
-        found += [f"{width}: {fault}" for fault in page.evaluate(FITS, width == "wide")]
-    found += accessibility(page, "light")
-    page.set_viewport_size(WIDTHS["phone"])
-    return found + accessibility(page, "dark", CONTRAST) + page.noted
+        found += [f"{width}, {theme}: {fault}" for fault in page.evaluate(FITS, width == "wide")]
+    page.evaluate(THINNED)
+    found += accessibility(page, {} if contrast else NO_CONTRAST, spared=(CODE,))
+    turn(page, "dark")
+    if contrast:
+        found += accessibility(page, CONTRAST, spared=(CODE,))
+    return found + page.noted
 
 
-def accessibility(
-    page, theme: str, rules: dict | None = None, spared: tuple = (CODE,)
-) -> list[str]:
-    """What axe-core finds serious in a theme, each with the first element that shows it."""
-    from axe_playwright_python.sync_playwright import Axe
-
+def turn(page, theme: str) -> None:
+    """Turns the page to a theme, at once."""
     page.add_style_tag(content="* { transition: none !important }")  # no colour half-way
     page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-    # A formula is a hundred boxes in the colour of the text around it.
-    page.evaluate("document.querySelectorAll('mjx-container').forEach((one) => one.remove())")
-    answer = (
-        Axe().run(page, {"exclude": [[part] for part in spared]}, OPTIONS | (rules or {})).response
-    )
+
+
+def accessibility(page, rules: dict, spared: tuple = ()) -> list[str]:
+    """What axe-core finds serious, each with the first element that shows it."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = {"exclude": [[part] for part in spared]}
+    theme = page.evaluate("document.documentElement.dataset.theme")
     return [
         f"{theme}: {broken['id']}: {broken['help']}: {broken['nodes'][0]['html'][:160]}"
-        for broken in answer["violations"]
+        for broken in Axe().run(page, context, OPTIONS | rules).response["violations"]
         if broken["impact"] in ("serious", "critical") or broken["id"] in RULES
     ]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import ppo_toy
+from ppo_toy.classroom import HIDDEN
 from ppo_toy.classroom import check as check_module
-from ppo_toy.classroom.check import HIDDEN, SEED, Case, CheckFailed, check, transcript
+from ppo_toy.classroom.check import SEED, Case, CheckFailed, check, transcript
 from ppo_toy.classroom.exercise import Exercise, find
 from ppo_toy.classroom.inputs import normal
 
@@ -246,7 +247,10 @@ def test_the_exercise_knows_the_check_and_not_the_other_way_round():
     text = (CLASSROOM / "check.py").read_text(encoding="utf-8")
     imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom)]
     own = [ast.unparse(n) for n in imports if "ppo_toy" in ast.unparse(n)]
-    assert own == ["from ppo_toy.classroom.language import fill, told"]
+    assert own == [
+        "from ppo_toy.classroom import HIDDEN",
+        "from ppo_toy.classroom.language import fill, told",
+    ]
 
 
 def test_nothing_below_imports_the_classroom():

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ppo_toy
-from ppo_toy.classroom.check import HIDDEN
+from ppo_toy.classroom import HIDDEN
 
 PACKAGE = Path(ppo_toy.__file__).parent
 TOKEN = "PPO_TOY_CAGE"  # environment variable by which the processes of a cage are known

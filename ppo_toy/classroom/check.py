@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo_toy.classroom import HIDDEN
 from ppo_toy.classroom.language import fill, told
 
 SEED = "PPO_TOY_CHECK_SEED"  # environment variable: seed of the random inputs, 0 by default
-HIDDEN = "PPO_TOY_HIDDEN_CASES"  # environment variable: the file of cases; set in the cage only
 DECIMALS = 4
 WIDTH = 90  # of the longest line that a learner is shown
 

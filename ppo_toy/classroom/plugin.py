@@ -28,7 +28,7 @@ from ppo_toy.classroom.cage import PROCESSES, hide_memory
 POLL_SECONDS = 0.1
 SETUP_SECONDS = 60  # for the reference's own cells before an answer, which import torch
 OUTPUT_BYTES = 1 << 20  # of all cells together
-MEMORY_BYTES = 3 << 30  # address space of pytest itself, beyond what importing torch takes
+MEMORY_BYTES = 3 << 30  # address space of pytest itself, beyond what it begins with
 SOCKET = re.compile(r"k-\d|kernel\.json")  # what lies in the folder of sockets by right
 PR_SET_CHILD_SUBREAPER = 36
 
