@@ -29,7 +29,9 @@ def test_the_copy_of_the_course_holds_no_solutions_and_can_be_imported(tmp_path)
 
 def test_what_stands_around_a_kernel_does_not_wait_for_torch():
     code = "import sys, ppo_toy.classroom.cage, ppo_toy.classroom.plugin; print(*sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert "nbval" in answer.stdout.split()
     assert "torch" not in answer.stdout.split()
 

@@ -8,21 +8,27 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from ppo_toy.faults import FAULTS
+
 CLASSROOM = Path(__file__).parents[1] / "classroom"
 SPEAKERS = ("check.py", "exercise.py", "inputs.py", "open_ended.py", "probe.py")
 # Of these, and of names and numbers, longer messages are made.
 PARTS = {
     "case {}, {}",
     "returned",
+    "returned [{}]",
     "{} and {}",
     "number",
     "number, {}",
+    "1 number",
+    "1 array [{}]",
     "array [{}]",
     "array [{}], {}",
     "nothing",
     "values",
     ": {}",
     "{}, or {}",
+    "{}; and {}",
     "lower",
     "higher",
     "policy",
@@ -30,13 +36,13 @@ PARTS = {
 }
 # What is no message: labels that are read by the code, and names of faults.
 NOT_SAID = {"case {}, {} {}: {}", "gradient of {} [", "ok  {}: {}", "not yet  "}
-NOT_SAID |= {", or ", "none in this lesson", "only scaled", ", returned", ", returned "}
+NOT_SAID |= {", or ", "; and ", "none in this lesson", "only scaled", ", returned", ", returned "}
 
 
 def templates() -> set[str]:
     """Every message, with `{}` where a name, a number or another message stands."""
     paths = [*(CLASSROOM / name for name in SPEAKERS), *(CLASSROOM / "checks").glob("*.py")]
-    found = set(PARTS)
+    found = PARTS | {f"{name} ({said[:-1]})" for name, said in FAULTS.items()}
     for path in paths:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found.update(filter(_is_said, _strings(tree)))

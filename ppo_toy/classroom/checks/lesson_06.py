@@ -50,7 +50,7 @@ LEFT = Exercise(
         "this adds along the responses; the tokens of one are a row":
             _left_with(lambda x: x.sum(0)),
         "this is a size; divide by B": _left_with(share=lambda x: _share(x) * len(x)),
-        "1 / mean of r² holds where the mean ratio is 1; here divide by its square":
+        "1 / mean of r² holds where the mean ratio is 1; here multiply by its square":
             _left_with(share=lambda x: 1 / (2 * x).exp().mean()),
     },
 )  # fmt: skip

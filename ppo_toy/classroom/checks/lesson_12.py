@@ -201,7 +201,7 @@ def _judge_loss(seed: int, spread: Tensor, faults: Tensor, **means: Tensor) -> s
             names = [[*FAULTS][int(i)] for i in faults] or ["unknown"]
             if names == ["only scaled"]:
                 return "right but for a factor: sum over tokens, take the mean over responses"
-            return f"the referee says: {'; '.join(f'{x} ({FAULTS[x][:-1]})' for x in names)}"
+            return f"the referee says: {'; and '.join(f'{x} ({FAULTS[x][:-1]})' for x in names)}"
     plain = torch.stack([probe.variance(as_rule(_plain, loss=True), case) for case in noisy])
     ratio = (spread / plain).mean().item()
     if 0 < ratio <= CALM:
