@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import ppo_toy
-from ppo_toy.classroom import HIDDEN
 from ppo_toy.classroom import check as check_module
-from ppo_toy.classroom.check import SEED, Case, CheckFailed, check, transcript
+from ppo_toy.classroom.check import Case, CheckFailed, check, transcript
 from ppo_toy.classroom.exercise import Exercise, find
 from ppo_toy.classroom.inputs import normal
+from ppo_toy.classroom.variables import HIDDEN, SEED
 
 CLASSROOM = Path(ppo_toy.__file__).parent / "classroom"
 
@@ -232,7 +232,7 @@ def test_the_check_can_be_imported_without_any_solution():
         "print(sorted(name for name in sys.modules if name.startswith('ppo_toy')))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    known = [f"ppo_toy.classroom{name}" for name in ("", ".check", ".language")]
+    known = [f"ppo_toy.classroom{name}" for name in ("", ".check", ".language", ".variables")]
     assert eval(answer.stdout) == ["ppo_toy", *known]
 
 
@@ -248,8 +248,8 @@ def test_the_exercise_knows_the_check_and_not_the_other_way_round():
     imports = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom)]
     own = [ast.unparse(n) for n in imports if "ppo_toy" in ast.unparse(n)]
     assert own == [
-        "from ppo_toy.classroom import HIDDEN",
         "from ppo_toy.classroom.language import fill, told",
+        "from ppo_toy.classroom.variables import HIDDEN, SEED",
     ]
 
 

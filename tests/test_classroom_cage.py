@@ -18,7 +18,7 @@ def furnished(folder, **options):
 def test_the_copy_of_the_course_holds_no_solutions_and_can_be_imported(tmp_path):
     folder = furnished(tmp_path)
     assert {p.name for p in (folder / "course" / "ppo_toy" / "classroom").iterdir()} == {
-        "__init__.py", "check.py", "language.py", "probe.py",
+        "__init__.py", "check.py", "language.py", "probe.py", "variables.py",
     }  # fmt: skip
     assert not list(folder.rglob("*.ipynb"))
     code = "import ppo_toy.classroom.check, ppo_toy.data as d; d.read_ratings(); print(d.__file__)"

@@ -8,9 +8,10 @@ import pytest
 
 from ppo_toy.classroom.cells import read_cells
 from ppo_toy.classroom.check import CheckFailed, check, lesson_of
-from ppo_toy.classroom.language import LANGUAGE, MESSAGES, fill, read_table, told
+from ppo_toy.classroom.language import MESSAGES, fill, read_table, told
 from ppo_toy.classroom.release import read_solutions
 from ppo_toy.classroom.splice import Reference, take
+from ppo_toy.classroom.variables import LANGUAGE
 from ppo_toy.editions.edition import find_editions
 from ppo_toy.editions.language import breaches
 from ppo_toy.editions.pages import code, read

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ppo_toy
-from ppo_toy.classroom import HIDDEN
+from ppo_toy.classroom.variables import HIDDEN
 
 PACKAGE = Path(ppo_toy.__file__).parent
 TOKEN = "PPO_TOY_CAGE"  # environment variable by which the processes of a cage are known
@@ -69,8 +69,8 @@ def furnish(folder: Path, cases: Path, limits: Limits, token: str, *, walled: bo
     copied = folder / "course" / PACKAGE.name
     shutil.copytree(PACKAGE, copied, ignore=shutil.ignore_patterns("classroom", "__pycache__"))
     (copied / "classroom").mkdir()
-    for name in "__init__.py check.py language.py probe.py".split():  # of a check; no solutions
-        shutil.copy(PACKAGE / "classroom" / name, copied / "classroom" / name)
+    for name in "__init__ check language probe variables".split():  # of a check; no solutions
+        shutil.copy(PACKAGE / "classroom" / f"{name}.py", copied / "classroom")
     if not (PACKAGE / "datafiles").is_dir():  # a clone, where the data lie beside the package
         shutil.copytree(PACKAGE.parent / "data", folder / "course" / "data")
     shutil.copy(cases, folder / "course" / "cases.pt")

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_toy.classroom import HIDDEN
 from ppo_toy.classroom.language import fill, told
+from ppo_toy.classroom.variables import HIDDEN, SEED
 
-SEED = "PPO_TOY_CHECK_SEED"  # environment variable: seed of the random inputs, 0 by default
 DECIMALS = 4
 WIDTH = 90  # of the longest line that a learner is shown
 

@@ -13,7 +13,8 @@ import textwrap
 import unicodedata
 from pathlib import Path
 
-LANGUAGE = "PPO_TOY_LANGUAGE"  # environment variable: name of a table
+from ppo_toy.classroom.variables import LANGUAGE
+
 MESSAGES = Path(__file__).parent / "messages"
 NOT_FIRST = "，。；：？！、）」”》"  # of a line
 
