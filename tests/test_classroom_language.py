@@ -133,6 +133,7 @@ def test_a_submission_from_an_edition_is_graded_like_any_other(edition, page, tm
     reference = Reference.read(path)
     english, translated = (take(read_cells(x), reference) for x in (path, tmp_path / path.name))
     assert translated == english
+    assert len(english.answers) >= 3
     assert english.remarks == []
 
 
